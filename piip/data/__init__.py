@@ -1,0 +1,1 @@
+"""Data for piip: reading, checking and preparing images with boxes and masks."""

@@ -1,0 +1,83 @@
+"""Reading images from files, with errors that name the file."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from piip.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
+
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+# PIL reports a broken PNG as SyntaxError, odd headers as ValueError, and absurd sizes as a bomb.
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+class ImageFileError(DataError):
+    """An image file is missing, unreadable or not what the annotations say.
+
+    A data loader hands an error of its worker over as the text of the whole traceback. Only the last
+    sentence is kept, so that the main process raises what the worker did.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Read an image as RGB with its EXIF orientation applied (HEADS 1.1).
+
+    Args:
+        path: A file of any format that Pillow reads; grey, palette, alpha, CMYK and 16-bit are converted.
+
+    Returns:
+        ``(3, h, w)`` uint8.
+
+    Raises:
+        ImageFileError: The file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as file:
+            return to_tensor(file)
+    except FileNotFoundError as error:
+        raise ImageFileError(f"Image {path} does not exist.") from error
+    except _UNREADABLE as error:
+        raise ImageFileError(f"Image {path} cannot be read ({_reason(error)}); replace the file.") from error
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return a PIL image as ``(3, h, w)`` uint8 RGB, its EXIF orientation applied."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits a pixel; PIL would clip them at 255
+        deep = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((deep.clip(0, 65535) >> 8).astype(np.uint8))
+    pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Return height and width of an image file, EXIF orientation applied, from its header only.
+
+    Raises:
+        ImageFileError: The file is missing or no image.
+    """
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            sideways = file.getexif().get(_ORIENTATION) in _SIDEWAYS
+    except FileNotFoundError as error:
+        raise ImageFileError(f"Image {path} does not exist.") from error
+    except _UNREADABLE as error:
+        raise ImageFileError(f"Image {path} cannot be read ({_reason(error)}); replace the file.") from error
+    return (width, height) if sideways else (height, width)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what Pillow says in one line, without repeating the path."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return " ".join(str(error).split()) or type(error).__name__
