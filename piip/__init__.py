@@ -1,0 +1,67 @@
+"""piip: Parameter-Inverted Image Pyramid Networks.
+
+Names are imported when they are first used, so that ``import piip`` costs little more than ``import torch``.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from piip._version import __version__
+
+if TYPE_CHECKING:
+    from piip.config import BranchConfig, InteractionConfig, MergingConfig, PIIPConfig
+    from piip.convert import from_official
+    from piip.factory import build, create_model
+    from piip.hub import from_pretrained, save_pretrained
+    from piip.network import PIIP
+    from piip.presets import get_config, list_models
+    from piip.tasks.classification import ClassifierConfig, ImageClassifier
+    from piip.tasks.detection import Detections, Detector, DetectorConfig
+    from piip.tasks.detection.predictor import load
+
+_HOMES = {
+    "piip.config": ("BranchConfig", "InteractionConfig", "MergingConfig", "PIIPConfig"),
+    "piip.convert": ("from_official",),
+    "piip.factory": ("build", "create_model"),
+    "piip.hub": ("from_pretrained", "save_pretrained"),
+    "piip.network": ("PIIP",),
+    "piip.presets": ("get_config", "list_models"),
+    "piip.tasks.classification": ("ClassifierConfig", "ImageClassifier"),
+    "piip.tasks.detection": ("Detections", "Detector", "DetectorConfig"),
+    "piip.tasks.detection.predictor": ("load",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "PIIP",
+    "BranchConfig",
+    "ClassifierConfig",
+    "Detections",
+    "Detector",
+    "DetectorConfig",
+    "ImageClassifier",
+    "InteractionConfig",
+    "MergingConfig",
+    "PIIPConfig",
+    "__version__",
+    "build",
+    "create_model",
+    "from_official",
+    "from_pretrained",
+    "get_config",
+    "list_models",
+    "load",
+    "save_pretrained",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'piip' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -1,0 +1,86 @@
+"""What the network asks of a branch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from piip.config import BranchConfig
+from piip.errors import ConfigError
+from piip.tokens import Tokens
+
+
+class Branch(nn.Module, ABC):
+    """One branch: embeds its image and runs its blocks, any range at a time.
+
+    Attributes:
+        family: Name of the kind of network.
+        unused_prefixes: Parts of published checkpoints (heads, final norms) that a branch does not have.
+        config: The description it was built from.
+        blocks: The blocks, in the order in which `BranchConfig.interaction_indexes` counts them.
+        dims: Width after every block.
+        strides: Pixels of the branch's image per token after every block.
+        grad_checkpointing: Recompute every block in the backward pass instead of keeping its activations.
+    """
+
+    family: ClassVar[str]
+    unused_prefixes: ClassVar[tuple[str, ...]] = ()
+    blocks: nn.ModuleList
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __init__(self, config: BranchConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.grad_checkpointing = False
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, arch: str) -> bool:
+        """Return whether this class builds the architecture."""
+
+    @classmethod
+    @abstractmethod
+    def count_blocks(cls, arch: str, options: Mapping[str, Any]) -> int:
+        """Return the number of blocks of an architecture with constructor ``options``."""
+
+    @abstractmethod
+    def embed(self, image: Tensor) -> Tokens:
+        """Return the tokens of an image (B, 3, H, W) before the first block."""
+
+    @abstractmethod
+    def run(self, tokens: Tokens, start: int, stop: int) -> Tokens:
+        """Run the blocks ``start`` to ``stop`` (exclusive)."""
+
+    @abstractmethod
+    def adapt_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a published checkpoint under this branch's names and at its sizes.
+
+        Classifier heads and other parts that a branch does not have are left out; whatever is not recognised
+        is kept, so that loading reports it.
+        """
+
+    def freeze(self) -> Self:
+        """Stop training the branch: no gradients, no stochastic depth."""
+        self.requires_grad_(False)
+        return self.eval()
+
+    def _call(self, block: Callable[..., Tensor], *inputs: object) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def _check_depth(self) -> None:
+        if len(self.blocks) != self.config.depth:
+            raise ConfigError(
+                f"interaction_indexes of {self.config.arch} cover {self.config.depth} blocks but it has "
+                f"{len(self.blocks)}; let the last range end at {len(self.blocks) - 1}."
+            )
+
+
+def drop_prefixed(state_dict: Mapping[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
+    """Return the entries whose names start with none of the prefixes."""
+    return {key: value for key, value in state_dict.items() if not key.startswith(tuple(prefixes))}

@@ -1,0 +1,393 @@
+"""The one description of a model: what its branches are, how they interact and how they merge.
+
+Branches are numbered as in the paper: branch 1 is the largest network and (in a parameter-inverted pyramid)
+reads the smallest image; the last branch is the smallest network on the largest image.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, get_args
+
+from piip.errors import ConfigError, nearest
+
+WindowPadding = Literal["before_qkv", "after_qkv"]
+DropPathDecay = Literal["linear", "constant"]
+InteractionAttention = Literal["deformable", "regular"]
+InteractionNorm = Literal["layernorm", "none"]
+MergingKind = Literal["none", "linear", "conv", "hierarchical"]
+
+MAX_SIZE_DIVISOR = 1024
+"""Largest multiple of pixels that an image is ever padded to (see `PIIPConfig.size_divisor`)."""
+
+
+class _Described:
+    """Conversion of a frozen dataclass to and from plain dictionaries, refusing what it does not know."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the description as JSON-ready dictionaries, lists, strings and numbers."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build the description from `to_dict`'s form.
+
+        Raises:
+            ConfigError: A key is unknown, missing or holds an impossible value.
+        """
+        known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"{cls.__name__} has no key {key!r}. {nearest(key, known)}")
+        for name, spec in known.items():
+            required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+            if required and name not in values:
+                raise ConfigError(f"{cls.__name__} needs the key {name!r}.")
+        return cls(**{key: cls._parse(key, value) for key, value in values.items()})
+
+    @classmethod
+    def _parse(cls, key: str, value: Any) -> Any:
+        return _frozen(value)
+
+
+@dataclass(frozen=True)
+class BranchConfig(_Described):
+    """One branch of the pyramid: a network and the size of the image it reads.
+
+    Attributes:
+        arch: A timm architecture (``deit3_small_patch16_224``, ``convnext_tiny``, ...) or one of piip's own
+            (``internvit_6b``, ``uniperceiver_base``, ...). Names the shape only, never the weights.
+        image_size: Side in pixels of this branch's image when the model sees a square image of its nominal
+            size. Only the ratios between branches matter at run time.
+        interaction_indexes: Inclusive ``(first, last)`` block ranges; interaction k follows range k.
+        patch_size: Patch side of a transformer in pixels; None keeps the architecture's own.
+        window_size: Side in tokens of the attention windows, one number for every block or one entry per block
+            (None = global attention).
+        window_padding: Where incomplete windows are filled up with zeros: before the qkv projection (all
+            released models) or after it (SPEC 4.5, variants B and A).
+        prefix_tokens: Carry the class and register tokens through the blocks. They take no part in
+            interactions and merging.
+        drop_path_rate: Stochastic depth rate of the branch.
+        drop_path_decay: Rate rises linearly from the first block to the last, or is the same everywhere.
+        pretrained: Where pretrained weights come from when asked for: a timm name with its tag, ``hf-hub:owner/
+            repo`` or a local file.
+        options: Further arguments of the architecture's constructor (``embed_dim``, ``depth``, ...).
+    """
+
+    arch: str
+    image_size: int
+    interaction_indexes: tuple[tuple[int, int], ...]
+    patch_size: int | None = None
+    window_size: int | tuple[int | None, ...] | None = None
+    window_padding: WindowPadding = "before_qkv"
+    prefix_tokens: bool = False
+    drop_path_rate: float = 0.0
+    drop_path_decay: DropPathDecay = "linear"
+    pretrained: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse values that no network can have."""
+        _check_positive(self, "image_size")
+        if self.patch_size is not None:
+            _check_positive(self, "patch_size")
+        _check_choice(self, "window_padding", WindowPadding)
+        _check_choice(self, "drop_path_decay", DropPathDecay)
+        _check_rate(self, "drop_path_rate")
+        if not self.interaction_indexes:
+            raise ConfigError(f"interaction_indexes of {self.arch} is empty; give at least one block range.")
+        expected = 0
+        for first, last in self.interaction_indexes:
+            if first != expected or last < first:
+                raise ConfigError(
+                    f"interaction_indexes of {self.arch}: the range ({first}, {last}) must start at block "
+                    f"{expected} and not end before it; the nearest valid one is "
+                    f"({expected}, {max(expected, last)})."
+                )
+            expected = last + 1
+        if self.prefix_tokens and self.window_size is not None:
+            raise ConfigError(
+                f"{self.arch}: prefix_tokens and window_size exclude each other; drop one of them."
+            )
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks that the ranges cover."""
+        return self.interaction_indexes[-1][1] + 1
+
+    def window_sizes(self) -> tuple[int | None, ...]:
+        """Return the window side of every block, None where attention is global."""
+        if not isinstance(self.window_size, tuple):
+            return (self.window_size,) * self.depth
+        if len(self.window_size) != self.depth:
+            raise ConfigError(
+                f"window_size of {self.arch} has {len(self.window_size)} entries for {self.depth} blocks; "
+                "give one number or one entry per block."
+            )
+        return self.window_size
+
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Return the stochastic depth rate of every block."""
+        if self.drop_path_decay == "constant":
+            return (self.drop_path_rate,) * self.depth
+        steps = max(self.depth - 1, 1)
+        return tuple(self.drop_path_rate * block / steps for block in range(self.depth))
+
+
+@dataclass(frozen=True)
+class InteractionConfig(_Described):
+    """How adjacent branches exchange features (paper section 3.2; SPEC 6).
+
+    Attributes:
+        attention: ``deformable`` (linear cost) or ``regular`` cross-attention.
+        num_heads: Heads of the cross-attention.
+        num_points: Sampling points per head and query of deformable attention.
+        value_ratio: Width of the values of deformable attention relative to the query's.
+        ffn_ratio: Hidden width of the convolutional feed-forward network relative to the query's; None = none.
+        projection: Project the other branch's features to the query's width first.
+        norm: Normalise queries, features and the feed-forward input, or nothing.
+        drop_path_rate: Stochastic depth of the feed-forward network.
+        links: ``(source, target)`` branch numbers from 1, one per direction; None = both ways between
+            neighbours.
+    """
+
+    attention: InteractionAttention = "deformable"
+    num_heads: int = 16
+    num_points: int = 4
+    value_ratio: float = 0.5
+    ffn_ratio: float | None = 0.25
+    projection: bool = True
+    norm: InteractionNorm = "layernorm"
+    drop_path_rate: float = 0.4
+    links: tuple[tuple[int, int], ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no network can have."""
+        _check_choice(self, "attention", InteractionAttention)
+        _check_choice(self, "norm", InteractionNorm)
+        for name in ("num_heads", "num_points", "value_ratio"):
+            _check_positive(self, name)
+        if self.ffn_ratio is not None:
+            _check_positive(self, "ffn_ratio")
+        _check_rate(self, "drop_path_rate")
+
+
+@dataclass(frozen=True)
+class MergingConfig(_Described):
+    """How the branches become one feature map or pyramid (paper section 3.3; SPEC 7 and 8).
+
+    Attributes:
+        kind: ``none`` (one map per branch), ``linear`` (classification: norm, linear, norm), ``conv``
+            (detection: two 3x3 convolutions per branch) or ``hierarchical`` (one merge per level, for
+            ConvNeXt pyramids).
+        pyramid_levels: Levels built from the merged map: 1 = four times its resolution, 2 = twice, 3 = itself,
+            4 = half. Empty: the merged map alone.
+        out_interactions: ``hierarchical`` only: indexes (from 0) of the interactions after which a level is
+            merged; the last level follows the last interaction.
+    """
+
+    kind: MergingKind = "conv"
+    pyramid_levels: tuple[int, ...] = (1, 2, 3, 4)
+    out_interactions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse levels that do not exist."""
+        _check_choice(self, "kind", MergingKind)
+        levels = self.pyramid_levels
+        if list(levels) != sorted(set(levels)) or not set(levels) <= {1, 2, 3, 4}:
+            raise ConfigError(f"pyramid_levels is {levels}; give a rising selection of 1, 2, 3, 4.")
+        if (self.kind == "hierarchical") != bool(self.out_interactions):
+            raise ConfigError(
+                f"out_interactions is {self.out_interactions} with kind {self.kind!r}; exactly the "
+                "'hierarchical' merging takes them."
+            )
+        if self.kind == "hierarchical" and len(levels) != len(self.out_interactions) + 1:
+            raise ConfigError(
+                f"hierarchical merging makes {len(self.out_interactions) + 1} maps (one after each of "
+                f"out_interactions and one at the end) but pyramid_levels names {len(levels)}."
+            )
+
+
+@dataclass(frozen=True)
+class PIIPConfig(_Described):
+    """A whole network.
+
+    Attributes:
+        branches: Branch 1 (largest network) first.
+        interaction: How branches exchange features; None = not at all.
+        merging: How they become the output.
+        shared_weights: All branches are one network that reads the image at several sizes.
+        size_divisor: The image is padded at the bottom and right with zeros to a multiple of this many pixels,
+            and the maps are cropped back. None chooses the smallest multiple at which every branch has whole
+            tokens; 1 pads nothing and drops incomplete tokens, as the original does.
+    """
+
+    branches: tuple[BranchConfig, ...]
+    interaction: InteractionConfig | None = field(default_factory=InteractionConfig)
+    merging: MergingConfig = field(default_factory=MergingConfig)
+    shared_weights: bool = False
+    size_divisor: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse branches that do not fit together."""
+        if not self.branches:
+            raise ConfigError("branches is empty; a network needs at least one branch.")
+        counts = {len(branch.interaction_indexes) for branch in self.branches}
+        if len(counts) > 1:
+            listed = ", ".join(f"{b.arch}: {len(b.interaction_indexes)}" for b in self.branches)
+            raise ConfigError(
+                f"interaction_indexes must have the same number of ranges in every branch, got {listed}; "
+                f"the nearest common number is {min(counts)}."
+            )
+        if self.size_divisor is not None:
+            _check_positive(self, "size_divisor")
+        self._check_links()
+        self._check_merging()
+        if self.shared_weights and len({(b.arch, str(b.options)) for b in self.branches}) > 1:
+            raise ConfigError("shared_weights needs the same arch and options in every branch.")
+
+    @property
+    def num_branches(self) -> int:
+        """Number of branches."""
+        return len(self.branches)
+
+    @property
+    def num_interactions(self) -> int:
+        """Number of block ranges, each followed by an interaction if there are any."""
+        return len(self.branches[0].interaction_indexes)
+
+    @property
+    def image_size(self) -> int:
+        """Nominal side of the image in pixels: that of the branch with the largest image."""
+        return max(branch.image_size for branch in self.branches)
+
+    @property
+    def output_branch(self) -> int:
+        """Index (from 0) of the branch whose grid the merged map has: the last one with the largest image."""
+        return max(range(self.num_branches), key=lambda i: (self.branches[i].image_size, i))
+
+    def scales(self) -> tuple[float, ...]:
+        """Return every branch's image side relative to the input's."""
+        return tuple(branch.image_size / self.image_size for branch in self.branches)
+
+    def links(self) -> tuple[tuple[int, int], ...]:
+        """Return the ``(source, target)`` pairs of branch numbers (from 1) along which features flow."""
+        if self.interaction is None:
+            return ()
+        if self.interaction.links is not None:
+            return self.interaction.links
+        neighbours = [(a, a + 1) for a in range(1, self.num_branches)]
+        return tuple(link for a, b in neighbours for link in ((b, a), (a, b)))
+
+    def replace(self, **changes: Any) -> "PIIPConfig":
+        """Return a copy with some fields changed.
+
+        Raises:
+            ConfigError: A field is unknown or the result is impossible.
+        """
+        return type(self).from_dict(self.to_dict() | {key: _plain(value) for key, value in changes.items()})
+
+    @classmethod
+    def _parse(cls, key: str, value: Any) -> Any:
+        if key == "branches":
+            return tuple(b if isinstance(b, BranchConfig) else BranchConfig.from_dict(b) for b in value)
+        if key == "interaction" and isinstance(value, Mapping):
+            return InteractionConfig.from_dict(value)
+        if key == "merging" and isinstance(value, Mapping):
+            return MergingConfig.from_dict(value)
+        return value
+
+    def _check_links(self) -> None:
+        links = self.links()
+        for source, target in links:
+            if source == target or not {source, target} <= set(range(1, self.num_branches + 1)):
+                raise ConfigError(
+                    f"links holds ({source}, {target}); give two different branch numbers from 1 to "
+                    f"{self.num_branches}."
+                )
+        if len(set(links)) < len(links):
+            raise ConfigError(f"links names a direction twice: {links}.")
+
+    def _check_merging(self) -> None:
+        merging = self.merging
+        if merging.kind == "none" and self.num_branches > 1 and merging.pyramid_levels:
+            raise ConfigError(
+                f"merging kind 'none' returns one map per branch, so pyramid_levels must be empty with "
+                f"{self.num_branches} branches."
+            )
+        last = self.num_interactions - 1
+        outs = merging.out_interactions
+        if list(outs) != sorted(set(outs)) or any(not 0 <= k < last for k in outs):
+            raise ConfigError(f"out_interactions is {outs}; give rising numbers from 0 to {last - 1}.")
+
+
+def common_size_divisor(scales: tuple[float, ...], strides: tuple[int, ...]) -> int:
+    """Return the smallest number of pixels whose multiples give every branch whole tokens.
+
+    Args:
+        scales: Image side of every branch relative to the input's.
+        strides: Coarsest stride of every branch, in pixels of its own image.
+
+    Raises:
+        ConfigError: There is none up to `MAX_SIZE_DIVISOR` pixels.
+    """
+    for divisor in range(min(strides), MAX_SIZE_DIVISOR + 1):
+        if all(_is_multiple(divisor * scale, stride) for scale, stride in zip(scales, strides, strict=True)):
+            return divisor
+    raise ConfigError(
+        f"image_size ratios {', '.join(f'{s:.4g}' for s in scales)} have no common multiple of whole tokens "
+        f"up to {MAX_SIZE_DIVISOR} pixels; choose sizes with simpler ratios, such as multiples of 112, or set "
+        "size_divisor yourself (1 = drop incomplete tokens)."
+    )
+
+
+def even_ranges(depth: int, count: int) -> tuple[tuple[int, int], ...]:
+    """Split ``depth`` blocks into ``count`` contiguous inclusive ranges whose lengths differ by at most one.
+
+    Raises:
+        ConfigError: There are fewer blocks than ranges.
+    """
+    if not 1 <= count <= depth:
+        raise ConfigError(f"{depth} blocks cannot be split into {count} ranges; give 1 to {depth}.")
+    ends = [depth * (k + 1) // count for k in range(count)]
+    return tuple((start, end - 1) for start, end in zip([0, *ends], ends, strict=False))
+
+
+def _is_multiple(size: float, stride: int) -> bool:
+    tokens = size / stride
+    return tokens >= 1 - 1e-9 and math.isclose(tokens, round(tokens), abs_tol=1e-6)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Described):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _check_positive(config: Any, name: str) -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ConfigError(f"{type(config).__name__}.{name} is {value!r}; give a number above 0.")
+
+
+def _check_rate(config: Any, name: str) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigError(f"{type(config).__name__}.{name} is {value!r}; give a rate from 0 to below 1.")
+
+
+def _check_choice(config: Any, name: str, choices: Any) -> None:
+    value = getattr(config, name)
+    if value not in get_args(choices):
+        raise ConfigError(
+            f"{type(config).__name__}.{name} is {value!r}. {nearest(str(value), get_args(choices))}"
+        )

@@ -1,0 +1,145 @@
+"""Networks of the original as ours."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from piip.config import PIIPConfig
+from piip.convert.configs import network_config, sub_project
+from piip.convert.names import network_name, split_branch
+from piip.errors import CheckpointError
+from piip.network import PIIP
+from piip.tasks.classification import ClassifierConfig, ImageClassifier
+
+# Parameters that the original's classes have but never use: final norms of whole networks used as branches, and
+# the finest pyramid level of the three-branch class with DINO (SPEC 5.1, 5.3, 7.1).
+UNUSED_IN_BRANCH = ("layernorm.", "head.norm.", "post_layernorm.", "embeddings.position_ids")
+SHOWN_KEYS = 8
+
+
+def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn.Module:
+    """Return a network of the original as ours, in evaluation mode.
+
+    Args:
+        config: ``cls`` ("<sub-project> <class>") and the arguments of the original's class, as in the golden
+            files' ``config``.
+        state_dict: Its tensors under the original's names, without ``backbone.``.
+
+    Returns:
+        A `PIIP`, or an `ImageClassifier` for the classification sub-project. A model built from the same
+        description and weights is the same class.
+
+    Raises:
+        CheckpointError: The configuration has no equivalent, or a tensor is unknown, missing or of another shape.
+    """
+    description = network_config(config, state_dict)
+    with torch.device("meta"):
+        network = PIIP(description)
+    state, unknown = _translate(state_dict, description, network)
+    if sub_project(config) != "classification":
+        load_exactly(network, state, unknown)
+        return network.eval()
+    with torch.device("meta"):
+        classifier = ImageClassifier(_classifier_config(config, state_dict), network)
+    head_state, unknown = _translate_head(unknown, state_dict)
+    state = {f"network.{key}": value for key, value in state.items()} | head_state
+    load_exactly(classifier, state, unknown)
+    return classifier.eval()
+
+
+def load_exactly(model: nn.Module, state: Mapping[str, Tensor], unknown: Iterable[str] = ()) -> None:
+    """Load tensors into a model (also one on the meta device), accounting for every one.
+
+    Args:
+        model: The model; its tensors are replaced.
+        state: Tensors under the model's names.
+        unknown: Names of further tensors of the checkpoint that nothing is known about.
+
+    Raises:
+        CheckpointError: Tensors are unknown, missing or of another shape.
+    """
+    wanted = dict(model.state_dict())
+    unknown = [*unknown, *(key for key in state if key not in wanted)]
+    missing = [key for key in wanted if key not in state]
+    reshaped = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    problems = [("unknown", unknown), ("missing", missing), ("of another shape", reshaped)]
+    listed = [f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems if keys]
+    if listed:
+        raise CheckpointError(f"The checkpoint does not fit the model: {'; '.join(listed)}.")
+    model.load_state_dict(dict(state), strict=True, assign=True)
+
+
+def _listed(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
+    return ", ".join(keys[:SHOWN_KEYS]) + more
+
+
+def _translate(
+    state_dict: Mapping[str, Tensor], config: PIIPConfig, network: PIIP
+) -> tuple[dict[str, Tensor], list[str]]:
+    state: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    inside: list[dict[str, Tensor]] = [{} for _ in config.branches]
+    for key, value in state_dict.items():
+        part = split_branch(key)
+        if part is not None and part[0] < len(inside):
+            if not part[1].startswith(UNUSED_IN_BRANCH):
+                inside[part[0]][part[1]] = value
+        elif (name := network_name(key, config.merging)) is not None:
+            state[name] = _reshaped(value, network, name)
+        elif not _unused_level(key, config):
+            unknown.append(key)
+    for index, tensors in enumerate(inside):
+        branch = network.branches[index]
+        known = {k: v for k, v in tensors.items() if not k.startswith(branch.unused_prefixes)}  # type: ignore[arg-type]
+        unknown.extend(f"branch{index + 1}.{key}" for key in tensors if key not in known)
+        adapted = branch.adapt_state_dict(known)  # type: ignore[operator]
+        state |= {f"branches.{index}.{key}": _own_copy(value) for key, value in adapted.items()}
+    return state, unknown
+
+
+def _unused_level(key: str, config: PIIPConfig) -> bool:
+    return key.startswith("fpn1.") and config.merging.pyramid_levels == (2, 3, 4)
+
+
+def _reshaped(value: Tensor, network: PIIP, name: str) -> Tensor:
+    """Return a linear layer's weight in the shape of the 1x1 convolution that ours uses for it."""
+    wanted = network.state_dict().get(name)
+    if wanted is not None and wanted.ndim == 4 and value.ndim == 2:
+        value = value[:, :, None, None]
+    return _own_copy(value)
+
+
+def _own_copy(value: Tensor) -> Tensor:
+    return value.detach().clone()
+
+
+def _classifier_config(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ClassifierConfig:
+    merged = not config.get("separate_head")
+    key = "cls_head.weight" if merged else "branch1.head.weight"
+    if key not in state_dict:
+        raise CheckpointError(f"The checkpoint of a classifier has no {key}.")
+    return ClassifierConfig(len(state_dict[key]), "merged" if merged else "branch_heads")
+
+
+def _translate_head(
+    unknown: Iterable[str], state_dict: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    state, rest = {}, []
+    for key in unknown:
+        owner, _, name = key.partition(".")
+        part, _, kind = name.partition(".")
+        if owner in ("cls_norm", "cls_head"):
+            state[f"{owner.removeprefix('cls_')}s.0.{name}"] = _own_copy(state_dict[key])
+        elif owner.startswith("branch") and part in ("norm", "head"):
+            state[f"{part}s.{int(owner[6:]) - 1}.{kind}"] = _own_copy(state_dict[key])
+        else:
+            rest.append(key)
+    return state, rest

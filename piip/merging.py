@@ -1,0 +1,111 @@
+"""Branch merging and the feature pyramid (paper section 3.3; SPEC 7 and 8)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from piip.config import MergingKind
+from piip.errors import ConfigError
+from piip.ops import at_least_float32
+from piip.tokens import Tokens
+
+NUM_GROUPS = 32
+
+
+class Merging(nn.Module):
+    """Projects every branch to the width of branch 1 and sums the maps at the output branch's grid.
+
+    Args:
+        dims: Width of every branch's tokens.
+        kind: ``linear``, ``conv`` or ``hierarchical``.
+        output_branch: Index of the branch whose grid the result has.
+    """
+
+    def __init__(self, dims: Sequence[int], kind: MergingKind, output_branch: int) -> None:
+        super().__init__()
+        self.output_branch = output_branch
+        self.projections = nn.ModuleList(
+            _projection(kind, index, dim, dims[0]) for index, dim in enumerate(dims)
+        )
+        # Scalars, one parameter each: as in the original they take part in weight decay.
+        self.weights = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in dims)
+
+    def forward(self, tokens: Sequence[Tokens]) -> Tensor:
+        """Return the merged map (B, D_1, H, W)."""
+        grid = tokens[self.output_branch].grid
+        merged = None
+        for branch, projection, weight in zip(tokens, self.projections, self.weights, strict=True):
+            feature = resize_map(projection(branch.to_map()), grid) * weight
+            merged = feature if merged is None else merged + feature
+        if merged is None:
+            raise ValueError("There are no branches to merge.")
+        return merged
+
+
+class PyramidLevel(nn.Sequential):
+    """One level of the simple feature pyramid, made from a map at the output branch's resolution.
+
+    Args:
+        level: 1 = four times the resolution, 2 = twice, 3 = the same, 4 = half.
+        dim: Width of the map.
+    """
+
+    def __init__(self, level: int, dim: int) -> None:
+        modules: list[nn.Module] = []
+        if level == 1:
+            modules = [_upsample(dim), _group_norm(dim), nn.GELU(), _upsample(dim)]
+        elif level == 2:
+            modules = [_upsample(dim)]
+        elif level == 4:
+            modules = [nn.MaxPool2d(2)]
+        super().__init__(*modules)
+        self.scale = {1: 4.0, 2: 2.0, 3: 1.0, 4: 0.5}[level]
+
+
+def resize_map(feature: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize a map (B, D, H, W) bilinearly to ``size``; in at least float32, returned in its own dtype."""
+    if tuple(feature.shape[-2:]) == tuple(size):
+        return feature
+    resized = F.interpolate(at_least_float32(feature), size=tuple(size), mode="bilinear", align_corners=False)
+    return resized.to(feature.dtype)
+
+
+def _projection(kind: MergingKind, index: int, dim: int, out_dim: int) -> nn.Sequential:
+    norm = _group_norm(out_dim)
+    if kind == "conv":
+        first = [_conv(dim, out_dim), _group_norm(out_dim), nn.ReLU()]
+        return nn.Sequential(*first, _conv(out_dim, out_dim), norm, nn.ReLU())
+    if kind == "hierarchical":
+        convs = [_conv(dim, out_dim)] if index else []
+        return nn.Sequential(*convs, norm, nn.ReLU())
+    if index == 0:
+        return nn.Sequential(norm)
+    linear = nn.Conv2d(dim, out_dim, 1)
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+    return nn.Sequential(_group_norm(dim), linear, norm)
+
+
+def _group_norm(dim: int) -> nn.GroupNorm:
+    if dim % NUM_GROUPS:
+        nearest = max(round(dim / NUM_GROUPS), 1) * NUM_GROUPS
+        raise ConfigError(
+            f"Merging normalises in {NUM_GROUPS} groups, which do not divide the width {dim}; the nearest width "
+            f"that works is {nearest}."
+        )
+    return nn.GroupNorm(NUM_GROUPS, dim)
+
+
+def _conv(dim: int, out_dim: int) -> nn.Conv2d:
+    conv = nn.Conv2d(dim, out_dim, 3, padding=1, bias=False)
+    nn.init.normal_(conv.weight, std=(2 / (9 * out_dim)) ** 0.5)
+    return conv
+
+
+def _upsample(dim: int) -> nn.ConvTranspose2d:
+    conv = nn.ConvTranspose2d(dim, dim, 2, stride=2)
+    nn.init.normal_(conv.weight, std=(2 / (4 * dim)) ** 0.5)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv

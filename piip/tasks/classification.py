@@ -1,0 +1,95 @@
+"""Image classification heads (SPEC 8)."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from piip.config import PIIPConfig
+from piip.errors import ConfigError
+from piip.network import PIIP
+from piip.tokens import Tokens
+
+ClassificationHead = Literal["merged", "branch_heads"]
+HeadToken = Literal["class", "first_patch", "mean"]
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """A classification head.
+
+    Attributes:
+        num_classes: Number of classes.
+        head: ``merged``: one head on the mean of the merged map; ``branch_heads``: a head per branch, averaged.
+        token: What a branch head reads. The released models were trained on the top-left patch token.
+    """
+
+    num_classes: int
+    head: ClassificationHead = "branch_heads"
+    token: HeadToken = "first_patch"
+
+    def __post_init__(self) -> None:
+        """Refuse what no head can have."""
+        if self.num_classes < 1:
+            raise ConfigError(f"num_classes is {self.num_classes}; a classifier needs at least one class.")
+        for name, choices in (("head", ClassificationHead), ("token", HeadToken)):
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}; choose from {', '.join(get_args(choices))}."
+                )
+
+
+class ImageClassifier(nn.Module):
+    """A network with a classification head.
+
+    Args:
+        config: The head.
+        network: The network, whose merging must be ``none`` for branch heads and ``linear`` or ``conv`` without
+            pyramid levels for a merged head.
+    """
+
+    def __init__(self, config: ClassifierConfig, network: PIIP) -> None:
+        super().__init__()
+        self.config = config
+        self.network = network
+        _check(config, network.config)
+        widths = network.out_channels if config.head == "branch_heads" else network.out_channels[:1]
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=NORM_EPS) for width in widths)
+        self.heads = nn.ModuleList(nn.Linear(width, config.num_classes) for width in widths)
+        for head in self.heads:
+            nn.init.trunc_normal_(head.weight, std=0.02)  # type: ignore[arg-type]
+            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits (B, num_classes) of images (B, 3, H, W)."""
+        features = self.network.forward_features(self.network.pad(image))
+        if self.config.head == "merged":
+            merged = self.network.merge(features)[0]
+            return self.heads[0](self.norms[0](merged.flatten(2).transpose(1, 2)).mean(1))
+        logits = [
+            head(self._read(norm, tokens))
+            for norm, head, tokens in zip(self.norms, self.heads, features[-1], strict=True)
+        ]
+        return torch.stack(logits).mean(0)
+
+    def _read(self, norm: nn.Module, tokens: Tokens) -> Tensor:
+        if self.config.token == "mean":
+            return norm(tokens.x).mean(1)
+        if self.config.token == "class" and tokens.prefix is not None:
+            return norm(tokens.prefix[:, 0])
+        return norm(tokens.x[:, 0])
+
+
+def _check(config: ClassifierConfig, network: PIIPConfig) -> None:
+    merged = config.head == "merged"
+    if merged == (network.merging.kind == "none") or network.merging.pyramid_levels:
+        wanted = "'linear' or 'conv'" if merged else "'none'"
+        raise ConfigError(
+            f"The head {config.head!r} needs merging kind {wanted} without pyramid_levels, got "
+            f"{network.merging.kind!r} with {network.merging.pyramid_levels}."
+        )
+    if config.token == "class" and not merged and not all(b.prefix_tokens for b in network.branches):
+        raise ConfigError("token 'class' needs prefix_tokens in every branch.")

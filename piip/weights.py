@@ -1,0 +1,147 @@
+"""Reading tensors from files and from the Hub, never by unpickling."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from piip.branches import Branch
+from piip.errors import CheckpointError, nearest
+
+HUB_PREFIX = "hf-hub:"
+WRAPPERS = ("state_dict", "module", "model")
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint file.
+
+    Args:
+        path: A ``.safetensors`` file, or a file of ``torch.save`` that holds only tensors and plain containers.
+
+    Returns:
+        The tensors by name; ``state_dict``, ``module`` and ``model`` around them are taken off.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, holds more than tensors or no tensors at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint file {path}; check the path.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle_free(path)
+    return tensors_of(content, path)
+
+
+def read_pickle_free(path: Path) -> Any:
+    """Read a file of ``torch.save`` without running anything that it contains.
+
+    Raises:
+        CheckpointError: The file is damaged or needs unpickling of arbitrary objects.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except Exception as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise CheckpointError(
+                f"{path} holds more than tensors and would have to be unpickled, which can run foreign code; "
+                "save only its state_dict, best as .safetensors."
+            ) from error
+        raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint; download it again.") from error
+
+
+def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint's content, without the containers around them.
+
+    Raises:
+        CheckpointError: There are no named tensors, or one holds NaN or infinity.
+    """
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = {}
+    if isinstance(content, Mapping):
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no named tensors; it is not the checkpoint of a network.")
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{key} in {path} holds NaN or infinity; the file cannot be used.")
+    return tensors
+
+
+def load_pretrained(branch: Branch, source: str) -> None:
+    """Load published weights of a single network into a branch, resampled to its patch and grid sizes.
+
+    Args:
+        branch: The branch; parts it does not have (heads, final norms) are ignored.
+        source: A timm name with its tag, ``hf-hub:owner/repo`` or a local file.
+
+    Raises:
+        CheckpointError: The source is unknown or its tensors do not fit the branch.
+    """
+    state = branch.adapt_state_dict(_read_source(source))
+    own = branch.state_dict()
+    wrong = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
+    # Gates of the residual branches are the one thing that some published networks lack: they stay at 1.
+    missing = [key for key in own if key not in state and not key.endswith(("ls1.gamma", "ls2.gamma"))]
+    if wrong or missing:
+        raise CheckpointError(
+            f"{source} does not fit the branch {branch.config.arch}: {len(missing)} tensors missing "
+            f"({', '.join(missing[:4])}), {len(wrong)} unknown or of another shape ({', '.join(wrong[:4])}); choose "
+            "weights of the same architecture."
+        )
+    branch.load_state_dict(state, strict=False)
+
+
+def _read_source(source: str) -> dict[str, Tensor]:
+    if source.startswith(HUB_PREFIX) and not source.removeprefix(HUB_PREFIX).startswith("timm/"):
+        return _read_hub(source.removeprefix(HUB_PREFIX))
+    if Path(source).suffix in {".safetensors", ".pth", ".pt", ".bin"}:
+        return read_state_dict(source)
+    name = source.removeprefix(f"{HUB_PREFIX}timm/")
+    if name not in timm.list_pretrained():
+        close = nearest(name, timm.list_pretrained(f"{name.split('.')[0]}*") or timm.list_pretrained())
+        raise CheckpointError(f"timm has no pretrained weights {name!r}. {close}")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:
+        raise CheckpointError(
+            f"The weights {name!r} could not be downloaded ({type(error).__name__}); check the network, or give a "
+            "local file."
+        ) from error
+
+
+def _read_hub(repo: str) -> dict[str, Tensor]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=["*.safetensors"]))
+    except Exception as error:
+        raise CheckpointError(
+            f"{repo} could not be downloaded from the Hub ({type(error).__name__}); check the name and the "
+            "network, or give a local file."
+        ) from error
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise CheckpointError(f"{repo} on the Hub has no .safetensors files, and piip reads no others.")
+    return {key: value for shard in shards for key, value in _read_safetensors(shard).items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file; download it again.") from error
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
