@@ -1,5 +1,7 @@
 """Reading images from files, with errors that name the file."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +42,35 @@ def read_image(path: str | Path) -> Tensor:
     Raises:
         ImageFileError: The file is missing, truncated or no image.
     """
+    with _opened(path) as file:
+        return to_tensor(file)
+
+
+def read_size(path: str | Path, decode: bool = False) -> tuple[int, int]:
+    """Return height and width of an image file, its EXIF orientation applied.
+
+    Args:
+        path: The file.
+        decode: Also read all of it, at the lowest detail, to find out whether it is truncated.
+
+    Raises:
+        ImageFileError: The file is missing, no image or, with ``decode``, truncated.
+    """
+    with _opened(path) as file:
+        width, height = file.size
+        sideways = file.getexif().get(_ORIENTATION) in _SIDEWAYS
+        if decode:
+            file.draft("L", (1, 1))
+            file.load()
+    return (width, height) if sideways else (height, width)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open a file, turning everything Pillow raises meanwhile into one kind of error."""
     try:
         with Image.open(path) as file:
-            return to_tensor(file)
+            yield file
     except FileNotFoundError as error:
         raise ImageFileError(f"Image {path} does not exist.") from error
     except _UNREADABLE as error:
@@ -57,23 +85,6 @@ def to_tensor(image: Image.Image) -> Tensor:
         image = Image.fromarray((deep.clip(0, 65535) >> 8).astype(np.uint8))
     pixels = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def read_size(path: str | Path) -> tuple[int, int]:
-    """Return height and width of an image file, EXIF orientation applied, from its header only.
-
-    Raises:
-        ImageFileError: The file is missing or no image.
-    """
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-            sideways = file.getexif().get(_ORIENTATION) in _SIDEWAYS
-    except FileNotFoundError as error:
-        raise ImageFileError(f"Image {path} does not exist.") from error
-    except _UNREADABLE as error:
-        raise ImageFileError(f"Image {path} cannot be read ({_reason(error)}); replace the file.") from error
-    return (width, height) if sideways else (height, width)
 
 
 def _reason(error: BaseException) -> str:
