@@ -370,6 +370,8 @@ def _plain(value: Any) -> Any:
 
 
 def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _frozen(item) for key, item in value.items()}
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 

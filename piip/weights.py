@@ -95,8 +95,8 @@ def load_pretrained(branch: Branch, source: str) -> None:
     if wrong or missing:
         raise CheckpointError(
             f"{source} does not fit the branch {branch.config.arch}: {len(missing)} tensors missing "
-            f"({', '.join(missing[:4])}), {len(wrong)} unknown or of another shape ({', '.join(wrong[:4])}); choose "
-            "weights of the same architecture."
+            f"({', '.join(missing[:4])}), {len(wrong)} unknown or of another shape ({', '.join(wrong[:4])}); "
+            "choose weights of the same architecture."
         )
     branch.load_state_dict(state, strict=False)
 

@@ -1,5 +1,6 @@
 """Branches from timm's Eva: DINOv3 and EVA-02, with rotary positions."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -53,6 +54,10 @@ class EvaBranch(ViTBranch):
         if size is None:
             return self._call(block, x, self._rotation(grid, grid))
         return self._call(_WindowedEvaBlock(block, size), x, grid, self._rotation(grid, (size, size)))
+
+    def timm_names(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the checkpoint as it is: timm's Eva has its own names for layer scales."""
+        return dict(state_dict)
 
     def _rotation(self, grid: Grid, part: Grid) -> Tensor | None:
         """Return the rotation of a part of the grid: only differences of positions matter to attention."""

@@ -108,7 +108,7 @@ class ViTBranch(Branch):
 
     def adapt_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a checkpoint of timm, DeiT, MAE, DINOv2 or InternViT under timm's names and at this size."""
-        state = drop_prefixed(to_timm(state_dict), self.unused_prefixes)
+        state = drop_prefixed(self.timm_names(state_dict), self.unused_prefixes)
         if self.cls_token is None:
             state.pop("cls_token", None)
         if self.reg_token is None:
@@ -119,6 +119,10 @@ class ViTBranch(Branch):
         if "pos_embed" in state and self.pos_embed is not None:
             state["pos_embed"] = self._adapt_positions(state["pos_embed"])
         return state
+
+    def timm_names(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a published checkpoint under the names of this branch's timm class."""
+        return to_timm(state_dict)
 
     def _configure_blocks(self) -> None:
         rates = self.config.drop_path_rates()

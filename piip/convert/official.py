@@ -34,7 +34,10 @@ def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -
     Raises:
         CheckpointError: The configuration has no equivalent, or a tensor is unknown, missing or of another shape.
     """
-    description = network_config(config, state_dict)
+    try:
+        description = network_config(config, state_dict)
+    except KeyError as error:
+        raise CheckpointError(f"The configuration or the checkpoint has no {error}; it is not complete.") from error
     with torch.device("meta"):
         network = PIIP(description)
     state, unknown = _translate(state_dict, description, network)

@@ -1,0 +1,71 @@
+"""Small networks and deterministic weights that several test files use."""
+
+import math
+import zlib
+
+import torch
+from torch import nn
+
+from piip.config import BranchConfig, InteractionConfig, MergingConfig, PIIPConfig
+from piip.network import PIIP
+
+TINY_INTERACTION = InteractionConfig(num_heads=4, drop_path_rate=0.1)
+
+
+def tiny_branch(dim: int, size: int, **changes) -> BranchConfig:
+    """A ViT branch of two blocks."""
+    options = {"embed_dim": dim, "depth": 2, "num_heads": 2, "img_size": 64} | changes.pop("options", {})
+    settings = {"interaction_indexes": ((0, 0), (1, 1)), "arch": "vit_base_patch16_224", "image_size": size}
+    return BranchConfig(options=options, **(settings | changes))
+
+
+def tiny_config(**changes) -> PIIPConfig:
+    """Three branches, 64 / 48 / 32 wide, reading 64 / 96 / 128 pixels."""
+    branches = (tiny_branch(64, 64), tiny_branch(48, 96, window_size=3), tiny_branch(32, 128))
+    return PIIPConfig(**({"branches": branches, "interaction": TINY_INTERACTION} | changes))
+
+
+def tiny_network(**changes) -> PIIP:
+    """A three-branch network whose every parameter matters, in evaluation mode."""
+    return fill(PIIP(tiny_config(**changes))).eval()
+
+
+def hierarchical_config() -> PIIPConfig:
+    """A ConvNeXt on the large image, a ViT on the small one, merged level by level."""
+    ranges = ((0, 0), (1, 2), (3, 4), (5, 6))
+    convnext = {"dims": (32, 32, 64, 64), "depths": (1, 1, 1, 1)}
+    return PIIPConfig(
+        branches=(
+            tiny_branch(64, 64, interaction_indexes=((0, 0), (1, 1), (2, 2), (3, 3)), options={"depth": 4}),
+            BranchConfig("convnext_tiny", 128, ranges, options=convnext),
+        ),
+        interaction=TINY_INTERACTION,
+        merging=MergingConfig("hierarchical", out_interactions=(0, 1, 2)),
+    )
+
+
+@torch.no_grad()
+def fill(module: nn.Module) -> nn.Module:
+    """Give every parameter values that depend only on its name and shape, the same on every machine."""
+    for name, parameter in module.named_parameters():
+        parameter.copy_(pattern(name, parameter.shape))
+    return module
+
+
+def pattern(name: str, shape: torch.Size) -> torch.Tensor:
+    """Values like random ones, from a formula: scaled for depth, around 1 for norms and gates."""
+    count = math.prod(shape)
+    phase = zlib.crc32(name.encode()) % 10007
+    values = torch.sin(torch.arange(count, dtype=torch.float64) * 12.9898 + phase) * 43758.5453
+    values = ((values - values.floor()) - 0.5).to(torch.float32).reshape(shape)
+    if len(shape) > 1:
+        fan_in = count / shape[0]
+        return values * (2 / math.sqrt(fan_in))
+    centred = name.endswith("weight") or "gamma" in name or "gate" in name or "weights." in name
+    return values + 1.0 if centred else values
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference relative to the largest value expected."""
+    assert actual.shape == expected.shape
+    return float((actual - expected).detach().abs().max() / expected.abs().max())

@@ -1,0 +1,103 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from piip.interaction import DeformableAttention, reference_points
+from piip.ops import deformable_attention
+from tests.helpers import relative_error
+
+
+def sample_naively(value, grids, locations, weights):
+    """The definition, one point after the other."""
+    batch, queries, heads, _, points = weights.shape
+    output = torch.zeros(batch, queries, heads, value.shape[-1], dtype=value.dtype)
+    start = 0
+    for level, (height, width) in enumerate(grids):
+        grid = value[:, start : start + height * width].unflatten(1, (height, width))
+        start += height * width
+        for b, q, m, p in torch.cartesian_prod(*map(torch.arange, (batch, queries, heads, points))).tolist():
+            x = float(locations[b, q, m, level, p, 0]) * width - 0.5
+            y = float(locations[b, q, m, level, p, 1]) * height - 0.5
+            for row in (int(y // 1), int(y // 1) + 1):
+                for column in (int(x // 1), int(x // 1) + 1):
+                    if 0 <= row < height and 0 <= column < width:
+                        share = (1 - abs(y - row)) * (1 - abs(x - column)) * weights[b, q, m, level, p]
+                        output[b, q, m] += share * grid[b, row, column, m]
+    return output.flatten(2)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    grids=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), min_size=1, max_size=3),
+    heads=st.integers(1, 3),
+    points=st.integers(1, 3),
+    seed=st.integers(0, 1000),
+)
+def test_equals_the_definition_on_any_grids(grids, heads, points, seed):
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(h * w for h, w in grids)
+    value = torch.randn(2, total, heads, 3, generator=generator, dtype=torch.float64)
+    locations = (
+        torch.rand(2, 4, heads, len(grids), points, 2, generator=generator, dtype=torch.float64) * 1.6 - 0.3
+    )
+    weights = torch.rand(2, 4, heads, len(grids), points, generator=generator, dtype=torch.float64)
+    actual = deformable_attention(value, grids, locations, weights)
+    assert torch.allclose(actual, sample_naively(value, grids, locations, weights), atol=1e-10)
+
+
+def test_gradients_are_exact():
+    torch.manual_seed(0)
+    grids = [(3, 4), (2, 2)]
+    value = torch.randn(1, 16, 2, 3, dtype=torch.float64, requires_grad=True)
+    locations = (torch.rand(1, 3, 2, 2, 2, 2, dtype=torch.float64) * 0.8 + 0.1).requires_grad_()
+    weights = torch.rand(1, 3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda *inputs: deformable_attention(inputs[0], grids, *inputs[1:]), (value, locations, weights)
+    )
+
+
+def test_half_precision_values_are_sampled_in_float32():
+    torch.manual_seed(0)
+    value = torch.randn(1, 100 * 100, 2, 4)
+    locations, weights = torch.rand(1, 50, 2, 1, 4, 2), torch.rand(1, 50, 2, 1, 4)
+    exact = deformable_attention(value.bfloat16().float(), [(100, 100)], locations, weights)
+    half = deformable_attention(value.bfloat16(), [(100, 100)], locations, weights)
+    assert half.dtype == torch.bfloat16
+    assert relative_error(half.float(), exact) < 4e-3  # the rounding of the result alone
+
+
+def test_no_levels_are_refused():
+    with pytest.raises(ValueError, match="at least one level"):
+        deformable_attention(
+            torch.rand(1, 0, 1, 1), [], torch.rand(1, 2, 1, 0, 1, 2), torch.rand(1, 2, 1, 0, 1)
+        )
+
+
+def test_reference_points_are_token_centres():
+    points = reference_points((2, 4), torch.zeros(1))
+    assert torch.equal(points[0], torch.tensor([0.125, 0.25]))
+    assert torch.equal(points[-1], torch.tensor([0.875, 0.75]))
+
+
+@pytest.mark.parametrize("name", ["msdeform", "msdeform_oob"])
+def test_module_matches_the_original(shared, name):
+    tensors = load_file(shared / "golden" / f"{name}.safetensors")
+    heads, points = tensors["attention_weights"].shape[-2:]
+    dim = tensors["query"].shape[-1]
+    value_dim, feature_dim = tensors["state.value_proj.weight"].shape
+    module = DeformableAttention(dim, feature_dim, heads, points, value_dim / dim)
+    assert relative_error(module.sampling_offsets.bias, tensors["init_sampling_offsets_bias"]) < 1e-6
+    module.load_state_dict(
+        {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+    )
+    inputs = {"query": tensors["query"].requires_grad_(), "feat": tensors["feat"].requires_grad_()}
+    query_grid, value_grid = {"msdeform": ((9, 13), (15, 21)), "msdeform_oob": ((7, 5), (4, 6))}[name]
+    output = module(inputs["query"], query_grid, inputs["feat"], value_grid)
+    assert relative_error(output, tensors["output"]) < 4e-6
+    output.backward(tensors["upstream_grad"])
+    gradients = {key: value.grad for key, value in inputs.items()}
+    gradients |= {key: value.grad for key, value in module.named_parameters()}
+    for key, gradient in gradients.items():
+        assert relative_error(gradient, tensors[f"grad.{key}"]) < 2e-5, key
