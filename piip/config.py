@@ -22,7 +22,7 @@ MAX_SIZE_DIVISOR = 1024
 """Largest multiple of pixels that an image is ever padded to (see `PIIPConfig.size_divisor`)."""
 
 
-class _Described:
+class Described:
     """Conversion of a frozen dataclass to and from plain dictionaries, refusing what it does not know."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class _Described:
 
 
 @dataclass(frozen=True)
-class BranchConfig(_Described):
+class BranchConfig(Described):
     """One branch of the pyramid: a network and the size of the image it reads.
 
     Attributes:
@@ -136,7 +136,7 @@ class BranchConfig(_Described):
 
 
 @dataclass(frozen=True)
-class InteractionConfig(_Described):
+class InteractionConfig(Described):
     """How adjacent branches exchange features (paper section 3.2; SPEC 6).
 
     Attributes:
@@ -174,7 +174,7 @@ class InteractionConfig(_Described):
 
 
 @dataclass(frozen=True)
-class MergingConfig(_Described):
+class MergingConfig(Described):
     """How the branches become one feature map or pyramid (paper section 3.3; SPEC 7 and 8).
 
     Attributes:
@@ -210,7 +210,7 @@ class MergingConfig(_Described):
 
 
 @dataclass(frozen=True)
-class PIIPConfig(_Described):
+class PIIPConfig(Described):
     """A whole network.
 
     Attributes:
@@ -360,7 +360,7 @@ def _is_multiple(size: float, stride: int) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, _Described):
+    if isinstance(value, Described):
         return value.to_dict()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

@@ -1,6 +1,6 @@
 """Reading tensors from files and from the Hub, never by unpickling."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,14 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from piip.branches import Branch
 from piip.errors import CheckpointError, nearest
 
 HUB_PREFIX = "hf-hub:"
 WRAPPERS = ("state_dict", "module", "model")
+SHOWN_KEYS = 8
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -32,8 +33,20 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint file {path}; check the path.")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle_free(path)
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle_free(path)
     return tensors_of(content, path)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file; download it again.") from error
 
 
 def read_pickle_free(path: Path) -> Any:
@@ -101,6 +114,38 @@ def load_pretrained(branch: Branch, source: str) -> None:
     branch.load_state_dict(state, strict=False)
 
 
+def load_exactly(model: nn.Module, state: Mapping[str, Tensor], unknown: Iterable[str] = ()) -> None:
+    """Load tensors into a model (also one on the meta device), accounting for every one.
+
+    Args:
+        model: The model; its tensors are replaced.
+        state: Tensors under the model's names.
+        unknown: Names of further tensors of the checkpoint that nothing is known about.
+
+    Raises:
+        CheckpointError: Tensors are unknown, missing or of another shape.
+    """
+    wanted = dict(model.state_dict())
+    unknown = [*unknown, *(key for key in state if key not in wanted)]
+    missing = [key for key in wanted if key not in state]
+    reshaped = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    problems = [("unknown", unknown), ("missing", missing), ("of another shape", reshaped)]
+    listed = [f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems if keys]
+    if listed:
+        raise CheckpointError(f"The checkpoint does not fit the model: {'; '.join(listed)}.")
+    model.load_state_dict(dict(state), strict=True, assign=True)
+
+
+def _listed(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
+    return ", ".join(keys[:SHOWN_KEYS]) + more
+
+
 def _read_source(source: str) -> dict[str, Tensor]:
     if source.startswith(HUB_PREFIX) and not source.removeprefix(HUB_PREFIX).startswith("timm/"):
         return _read_hub(source.removeprefix(HUB_PREFIX))
@@ -132,14 +177,7 @@ def _read_hub(repo: str) -> dict[str, Tensor]:
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise CheckpointError(f"{repo} on the Hub has no .safetensors files, and piip reads no others.")
-    return {key: value for shard in shards for key, value in _read_safetensors(shard).items()}
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file; download it again.") from error
+    return {key: value for shard in shards for key, value in read_safetensors(shard).items()}
 
 
 def _is_zip(path: Path) -> bool:

@@ -12,11 +12,11 @@ from piip.convert.names import network_name, split_branch
 from piip.errors import CheckpointError
 from piip.network import PIIP
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
+from piip.weights import load_exactly
 
 # Parameters that the original's classes have but never use: final norms of whole networks used as branches, and
 # the finest pyramid level of the three-branch class with DINO (SPEC 5.1, 5.3, 7.1).
 UNUSED_IN_BRANCH = ("layernorm.", "head.norm.", "post_layernorm.", "embeddings.position_ids")
-SHOWN_KEYS = 8
 
 
 def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn.Module:
@@ -37,7 +37,9 @@ def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -
     try:
         description = network_config(config, state_dict)
     except KeyError as error:
-        raise CheckpointError(f"The configuration or the checkpoint has no {error}; it is not complete.") from error
+        raise CheckpointError(
+            f"The configuration or the checkpoint has no {error}; it is not complete."
+        ) from error
     with torch.device("meta"):
         network = PIIP(description)
     state, unknown = _translate(state_dict, description, network)
@@ -50,38 +52,6 @@ def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -
     state = {f"network.{key}": value for key, value in state.items()} | head_state
     load_exactly(classifier, state, unknown)
     return classifier.eval()
-
-
-def load_exactly(model: nn.Module, state: Mapping[str, Tensor], unknown: Iterable[str] = ()) -> None:
-    """Load tensors into a model (also one on the meta device), accounting for every one.
-
-    Args:
-        model: The model; its tensors are replaced.
-        state: Tensors under the model's names.
-        unknown: Names of further tensors of the checkpoint that nothing is known about.
-
-    Raises:
-        CheckpointError: Tensors are unknown, missing or of another shape.
-    """
-    wanted = dict(model.state_dict())
-    unknown = [*unknown, *(key for key in state if key not in wanted)]
-    missing = [key for key in wanted if key not in state]
-    reshaped = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
-    ]
-    problems = [("unknown", unknown), ("missing", missing), ("of another shape", reshaped)]
-    listed = [f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems if keys]
-    if listed:
-        raise CheckpointError(f"The checkpoint does not fit the model: {'; '.join(listed)}.")
-    model.load_state_dict(dict(state), strict=True, assign=True)
-
-
-def _listed(keys: Iterable[str]) -> str:
-    keys = list(keys)
-    more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
-    return ", ".join(keys[:SHOWN_KEYS]) + more
 
 
 def _translate(

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from piip.config import PIIPConfig
+from piip.config import Described, PIIPConfig
 from piip.errors import ConfigError
 from piip.network import PIIP
 from piip.tokens import Tokens
@@ -18,7 +18,7 @@ NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(Described):
     """A classification head.
 
     Attributes:

@@ -1,0 +1,182 @@
+"""Saving whole models and loading them again: safetensors and one config.json, from a folder or the Hub."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor, nn
+
+from piip._version import __version__
+from piip.config import PIIPConfig
+from piip.errors import CheckpointError, ConfigError, PiipError
+from piip.files import cannot_write
+from piip.network import PIIP
+from piip.tasks.classification import ClassifierConfig, ImageClassifier
+from piip.tasks.detection import Detector, DetectorConfig
+from piip.weights import load_exactly, read_safetensors
+
+CONFIG_NAME = "config.json"
+MAX_SHARD_SIZE = "5GB"
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    metadata: Mapping[str, Any] | None = None,
+    push_to: str | None = None,
+) -> None:
+    """Save a model as safetensors and a config.json; either both are complete or nothing is left.
+
+    Args:
+        model: A `PIIP`, `Detector` or `ImageClassifier`.
+        folder: Where to; an earlier model there is replaced.
+        metadata: Further JSON values that belong to the model, such as how images are prepared.
+        push_to: Repository on the Hugging Face Hub to upload to as well.
+
+    Raises:
+        ConfigError: piip cannot describe this kind of model.
+        PiipError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    description = describe(model) | {"piip_version": __version__, "metadata": dict(metadata or {})}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+            temporary = Path(name)
+            save_torch_state_dict(model.state_dict(), temporary, max_shard_size=MAX_SHARD_SIZE)
+            (temporary / CONFIG_NAME).write_text(json.dumps(description, indent=2, allow_nan=False) + "\n")
+            for old in folder.glob("model*.safetensors*"):
+                old.unlink()
+            # The description comes last: a folder without it is not taken for a model.
+            for path in sorted(temporary.iterdir(), key=lambda p: p.name == CONFIG_NAME):
+                path.replace(folder / path.name)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    if push_to is not None:
+        _push(folder, push_to)
+
+
+def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """Load a model that `save_pretrained` wrote.
+
+    Args:
+        source: A folder, or ``owner/name`` of a repository on the Hugging Face Hub.
+        device: Where the tensors go.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        CheckpointError: There is no model, it is damaged, or its tensors do not fit its description.
+    """
+    folder = find_folder(source)
+    description = read_description(folder)
+    with torch.device("meta"):
+        model = _build(description, folder)
+    state: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        state |= read_safetensors(path)
+    load_exactly(model, state)
+    return model.to(device).eval()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return what config.json says of a saved model.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} holds no model: {CONFIG_NAME} is missing; check the path."
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); save or download the model again.") from error
+    if not isinstance(description, dict) or "network" not in description:
+        raise CheckpointError(f"{path} does not describe a piip model; it has no 'network'.")
+    return description
+
+
+def find_folder(source: str | Path) -> Path:
+    """Return the local folder of a model, downloading it from the Hub if it is not a path.
+
+    Raises:
+        CheckpointError: There is no such folder and the Hub has none either.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    name = str(source)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(f"There is no model folder {source}; check the path.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+    except Exception as error:
+        raise CheckpointError(
+            f"{name} is no folder here and could not be downloaded from the Hub ({type(error).__name__}); check "
+            "the name and the network."
+        ) from error
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Return the kind of a model and the descriptions of its parts.
+
+    Raises:
+        ConfigError: It is no model of piip.
+    """
+    if isinstance(model, PIIP):
+        return {"kind": "network", "network": model.config.to_dict()}
+    if isinstance(model, ImageClassifier):
+        return {
+            "kind": "classifier",
+            "network": model.network.config.to_dict(),
+            "head": model.config.to_dict(),
+        }
+    if isinstance(model, Detector) and isinstance(model.backbone, PIIP):
+        return {
+            "kind": "detector",
+            "network": model.backbone.config.to_dict(),
+            "head": model.config.to_dict(),
+        }
+    raise ConfigError(
+        f"{type(model).__name__} cannot be saved; save a PIIP, an ImageClassifier or a Detector on a PIIP."
+    )
+
+
+def _build(description: Mapping[str, Any], folder: Path) -> nn.Module:
+    try:
+        network = PIIP(PIIPConfig.from_dict(description["network"]))
+        kind = description.get("kind")
+        if kind == "network":
+            return network
+        if kind == "classifier":
+            return ImageClassifier(ClassifierConfig.from_dict(description["head"]), network)
+        if kind == "detector":
+            return Detector(DetectorConfig.from_dict(description["head"]), network)
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_NAME} describes no possible model: {error}") from error
+    raise CheckpointError(
+        f"{folder / CONFIG_NAME} describes a {kind!r}, which this version of piip does not know."
+    )
+
+
+def _push(folder: Path, repo: str) -> None:
+    from huggingface_hub import create_repo, upload_folder
+
+    try:
+        create_repo(repo, exist_ok=True)
+        upload_folder(repo_id=repo, folder_path=folder, allow_patterns=["*.safetensors*", CONFIG_NAME])
+    except Exception as error:
+        raise PiipError(
+            f"{repo} could not be uploaded ({type(error).__name__}); the model is saved in {folder}. Log in with "
+            "`hf auth login` and check the name."
+        ) from error
