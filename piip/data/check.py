@@ -85,7 +85,7 @@ class _Split:
         )
         self._check_boxes()
         self._check_outlines()
-        self._check_categories(raw)
+        self._check_categories()
 
     def add(self, severity: Severity, what: str, where: object, count: int = 1) -> None:
         self.findings.add(severity, self.source.split, what, where, count)
@@ -201,12 +201,16 @@ class _Split:
             if bare and not entry.get("iscrowd", 0):
                 self.add("note", "objects without an outline: train without masks", self._place(position))
 
-    def _check_categories(self, raw: dict[str, Any]) -> None:
+    def _check_categories(self) -> None:
         ids = sorted(self.categories)
         if ids and ids[-1] - ids[0] + 1 != len(ids):
             where = f"{len(ids)} ids from {ids[0]} to {ids[-1]}"
             self.add("note", "gaps in the category ids (labels are contiguous, results keep the ids)", where)
         used = {entry["category_id"] for entry in self.objects.entries}
+        if not used:
+            severity: Severity = "error" if self.source.split == "train" else "note"
+            self.add(severity, "no annotations at all", self.source.annotations)
+            return
         for number in ids:
             if number not in used:
                 self.add("warning", "categories never used", self.categories[number])
@@ -250,13 +254,12 @@ class _Split:
 
 def _compare_splits(splits: dict[str, _Split], findings: Findings) -> None:
     """Report classes that differ between splits and images that are in two of them."""
-    first, *others = splits or [""]
-    for other in others:
+    first = next(iter(splits), "")
+    for other in splits:
         if splits[other].categories != splits[first].categories:
             names = set(splits[first].categories.items()) ^ set(splits[other].categories.items())
-            findings.add(
-                "error", f"{first} + {other}", "classes differ", sorted(f"{k}: {v}" for k, v in names)
-            )
+            listed = ", ".join(sorted(f"{number} {name}" for number, name in names))
+            findings.add("error", f"{first} + {other}", "classes differ", listed)
     for paths in _same_content(
         (name, path) for name, split in splits.items() for path in split.files.values()
     ):

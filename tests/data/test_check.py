@@ -6,7 +6,7 @@ from PIL import Image
 from piip.data.check import check_detection
 from piip.data.layout import find_dataset
 from piip.errors import DataError
-from tests.data.builders import SIZES, annotation, coco_raw, write_coco, write_images, write_yolo
+from tests.data.builders import annotation, coco_raw, write_coco, write_images, write_yolo
 
 
 def found(report):
@@ -114,7 +114,7 @@ def test_splits_are_compared(tmp_path):
     (tmp_path / "annotations/val.json").write_text(json.dumps(raw))
     (tmp_path / "val/b.png").write_bytes((tmp_path / "train/a.png").read_bytes())
     problems = found(check_detection(tmp_path))
-    assert problems["error", "train + val", "classes differ"].where[0] == "['90: horse', '90: zebra']"
+    assert problems["error", "train + val", "classes differ"].where[0] == "90 horse, 90 zebra"
     same = problems["warning", "train + val", "the same image is in more than one split"]
     assert same.count == 1
     assert "train/a.png = " in same.where[0]
@@ -151,7 +151,10 @@ def test_one_split_and_no_data(tmp_path):
         check_detection(tmp_path / "train")
     write_images(tmp_path / "empty", {})
     (tmp_path / "empty/e.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-    assert check_detection(tmp_path / "empty/e.json").splits["train"].images == 0 < len(SIZES)
+    report = check_detection(tmp_path / "empty/e.json")
+    assert report.splits["train"].images == 0
+    assert [problem.what for problem in report.problems] == ["no annotations at all"]
+    assert not report.ok
 
 
 @pytest.mark.parametrize(("name", "notes"), [("bccd", 2), ("nuclei_dsb2018", 0), ("coco_tiny", 4)])

@@ -98,10 +98,12 @@ def test_loader_gives_lists_in_the_sampler_order(source, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_images_are_named_by_the_main_process(source, workers):
+def test_broken_images_are_named_by_the_main_process(source, workers, monkeypatch):
+    # A worker that failed looks for the end only this often: 5 seconds would be lost.
+    monkeypatch.setattr("torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL", 0.1)
     content = (source.images / "a.png").read_bytes()
     (source.images / "a.png").write_bytes(content[: len(content) // 2])
-    loader = DataLoader(DetectionDataset(source, SAME), collate_fn=collate, num_workers=workers)
+    loader = DataLoader(DetectionDataset(source, SAME), sampler=[0], collate_fn=collate, num_workers=workers)
     with pytest.raises(ImageFileError, match=r"^Image .*a\.png cannot be read \(.*\); replace the file\.$"):
         next(iter(loader))
 
