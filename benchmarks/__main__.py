@@ -1,0 +1,58 @@
+"""Measures a network and writes benchmarks/results/<host kind>.json: ``python -m benchmarks --help``."""
+
+import argparse
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import timm
+import torch
+
+from benchmarks.network import CONTENDERS, STEPS, compare, peak_memory
+from piip import __version__
+from piip.files import write_json
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, object]:
+    """Return what a number means nothing without."""
+    info = Path("/proc/cpuinfo")
+    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "piip": __version__,
+        "commit": git.stdout.strip(),
+    }
+
+
+def main() -> None:
+    """Run the comparison and print and save its table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--model", default="piip_tsb_1120_896_448", help="a name of `piip list`")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved repetitions (default 5)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "network.json", help="where the json goes")
+    options = parser.parse_args()
+
+    rows = [timing.row() for timing in compare(options.model, options.rounds)]
+    for row in rows:
+        row["peak_memory_gib"] = round(peak_memory(options.model, str(row["step"]), str(row["contender"])), 2)
+    result = {"command": f"python -m benchmarks --model {options.model} --rounds {options.rounds}"}
+    write_json(options.output, result | {"machine": machine(), "steps": STEPS, "rows": rows})
+    print(f"{options.model}, batch 1, float32, {len(CONTENDERS)} contenders, {options.rounds} rounds")
+    for row in rows:
+        seconds, ratio = row["seconds"], row["times_faster_than_reference"]
+        print(f"{row['step']:8} {row['contender']:10} {seconds} s  {ratio} x  {row['peak_memory_gib']} GiB")
+
+
+if __name__ == "__main__":
+    main()
