@@ -135,6 +135,11 @@ class _Split:
         sizes: dict[int, tuple[int, int]] = {}
         for image, path, size in zip(self.images, paths, found, strict=True):
             annotated = (image.get("height"), image.get("width"))
+            if annotated != (None, None) and not all(
+                isinstance(side, int) and side > 0 for side in annotated
+            ):
+                self.add("error", "images without a valid height and width", f"{path} {list(annotated)}")
+                continue
             if isinstance(size, ImageFileError):
                 self.add("error", "missing or unreadable images", size)
             else:
@@ -147,7 +152,7 @@ class _Split:
                         "note", f"images with a side below {MIN_SIDE} pixels are left out of training", path
                     )
                 sizes[image["id"]] = size
-            if "height" in image and "width" in image:
+            if annotated != (None, None):
                 sizes[image["id"]] = (image["height"], image["width"])
         for name, count in Counter(str(image["file_name"]) for image in self.images).items():
             if count > 1:
@@ -165,6 +170,8 @@ class _Split:
                 self.add("error", "unknown category ids", f"{name} (category {entry['category_id']})")
             elif not _is_box(entry["bbox"]):
                 self.add("error", "boxes that are not four numbers", f"{name} {entry['bbox']}")
+            elif entry.get("area") is not None and not _is_number(entry["area"]):
+                self.add("error", "areas that are no numbers", f"{name} {entry['area']!r}")
             elif entry["image_id"] in self.sizes:
                 kept.append(entry)
         used = {entry["image_id"] for entry in entries if not entry.get("iscrowd", 0)}
@@ -227,9 +234,7 @@ class _Split:
         """Count images and objects."""
         plain = [entry for entry in self.objects.entries if not entry.get("iscrowd", 0)]
         names = Counter(self.categories[entry["category_id"]] for entry in plain)
-        areas = np.array(
-            [entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in plain], np.float64
-        )
+        areas = np.array([_area(entry) for entry in plain])
         small, large = int((areas < _SMALL).sum()), int((areas > _LARGE).sum())
         per_image = Counter(entry["image_id"] for entry in plain)
         by_area = sorted(
@@ -287,10 +292,17 @@ def _probe(path: Path, decode: bool) -> tuple[int, int] | ImageFileError:
         return error
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and bool(np.isfinite(value))
+
+
 def _is_box(box: Any) -> bool:
-    if not isinstance(box, list) or len(box) != 4:
-        return False
-    return all(isinstance(value, int | float) and np.isfinite(value) for value in box)
+    return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+
+
+def _area(entry: dict[str, Any]) -> float:
+    area = entry.get("area")
+    return float(entry["bbox"][2] * entry["bbox"][3] if area is None else area)
 
 
 def _has_outline(segmentation: Any, size: tuple[int, int]) -> bool:

@@ -99,11 +99,17 @@ def read_raw(source: SplitSource) -> dict[str, Any]:
         raise DataError(f"The annotations {path} do not exist.") from error
     except (ValueError, OSError) as error:
         raise DataError(f"{path} is not a readable json ({error}).") from error
-    missing = [key for key in ("images", "categories") if not isinstance(raw, dict) or key not in raw]
+    if isinstance(raw, dict):
+        raw.setdefault("annotations", [])  # test sets come without
+    parts = ("images", "annotations", "categories")
+    missing = [key for key in parts if not isinstance(raw, dict) or not _is_table(raw.get(key))]
     if missing:
-        raise DataError(f"{path} is no COCO annotation file: it lacks {' and '.join(missing)}.")
-    raw.setdefault("annotations", [])  # test sets come without
+        raise DataError(f"{path} is no COCO annotation file: it lacks lists of {' and '.join(missing)}.")
     return raw
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
 def build_index(raw: dict[str, Any], source: Path, root: Path) -> AnnotationIndex:
@@ -215,7 +221,6 @@ def _hull(entry: dict[str, Any]) -> list[float]:
 
 
 def _areas(objects: list[dict[str, Any]], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the annotated areas, or those of the boxes."""
-    return np.array(
-        [entry.get("area", box[2] * box[3]) for entry, box in zip(objects, boxes, strict=True)], np.float64
-    )
+    """Return the annotated areas, or those of the boxes where there is none."""
+    given = np.array([entry.get("area") for entry in objects], np.float64)  # None becomes NaN
+    return np.where(np.isnan(given), boxes[:, 2] * boxes[:, 3], given)

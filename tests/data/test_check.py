@@ -24,7 +24,7 @@ def check(folder, raw, **options):
 def test_statistics(tmp_path):
     raw = coco_raw()
     raw["annotations"][0] |= {"bbox": [0, 0, 50, 80], "area": 4000}
-    raw["annotations"].append(annotation(8, 20, 3, [0, 0, 50, 80], area=9217, segmentation=[]))
+    raw["annotations"].append(annotation(8, 20, 3, [0, 0, 97, 97], area=None, segmentation=[]))
     numbers = check(tmp_path, raw).splits["train"]
     assert (numbers.images, numbers.empty, numbers.boxes, numbers.crowds, numbers.outlined) == (4, 1, 7, 1, 6)
     assert numbers.classes == {"cat": 5, "dog": 1, "zebra": 1}
@@ -70,7 +70,9 @@ def test_errors_of_entries(tmp_path):
         annotation(10, 20, 3, [1, 1, 4, 5], bbox="1 1 4 5"),
         annotation(11, 20, 3, [1, 1, 5, 5], segmentation={"size": [1, 1], "counts": [1]}),
         {"id": 12, "image_id": 20},
+        annotation(13, 20, 3, [1, 1, 5, 5], area="25"),
     ]
+    raw["images"][2] |= {"height": 0}
     report = check(tmp_path, raw)
     errors = {
         what: problem.where[0]
@@ -86,8 +88,10 @@ def test_errors_of_entries(tmp_path):
     assert errors["boxes that are not four numbers"] == "annotation 10 1 1 4 5"
     assert "annotation 11" in errors["segmentations of no known form"]
     assert errors["annotations without category_id"] == "entry 12"
+    assert errors["areas that are no numbers"] == "annotation 13 '25'"
+    assert errors["images without a valid height and width"].endswith("c.png [0, 40]")
     assert ("warning", "train", "duplicate ids of annotations") in found(report)
-    assert report.lines()[-1].startswith("Mend the errors first: 8 errors")
+    assert report.lines()[-1].startswith("Mend the errors first: 10 errors")
 
 
 @pytest.mark.parametrize("read_images", [True, False])

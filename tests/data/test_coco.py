@@ -1,4 +1,6 @@
+import gc
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -85,6 +87,17 @@ def test_augmentation_depends_on_seed_epoch_and_index_only(source):
     assert len(shapes) > 1
 
 
+def test_it_travels_to_workers_that_are_started_afresh(source):
+    dataset = DetectionDataset(source, SAME, AugmentConfig.detr_multiscale(0.1))
+    copy = pickle.loads(pickle.dumps(dataset))
+    for (image, target, meta), (other, same, origin) in zip(
+        (dataset[k] for k in range(2)), (copy[k] for k in range(2)), strict=True
+    ):
+        assert torch.equal(image, other)
+        assert torch.equal(target["masks"], same["masks"])
+        assert meta == origin
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_gives_lists_in_the_sampler_order(source, workers):
     dataset = DetectionDataset(source, SAME, AugmentConfig())
@@ -99,13 +112,14 @@ def test_loader_gives_lists_in_the_sampler_order(source, workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_broken_images_are_named_by_the_main_process(source, workers, monkeypatch):
-    # A worker that failed looks for the end only this often: 5 seconds would be lost.
-    monkeypatch.setattr("torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL", 0.1)
     content = (source.images / "a.png").read_bytes()
     (source.images / "a.png").write_bytes(content[: len(content) // 2])
     loader = DataLoader(DetectionDataset(source, SAME), sampler=[0], collate_fn=collate, num_workers=workers)
     with pytest.raises(ImageFileError, match=r"^Image .*a\.png cannot be read \(.*\); replace the file\.$"):
         next(iter(loader))
+    # torch waits 5 seconds for a worker that failed, whenever its iterator happens to be collected.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    gc.collect()
 
 
 def test_another_size_than_annotated_is_an_error(source):

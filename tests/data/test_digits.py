@@ -103,6 +103,16 @@ def test_same_parameters_are_reused_and_others_replace(tmp_path):
     assert os.listdir(tmp_path) == ["digits"]
 
 
+def test_two_processes_may_make_the_same(tmp_path):
+    def race(done, total):
+        if done == total:
+            make_digits(tmp_path / "digits", 2, 1, 96)
+
+    layout = make_digits(tmp_path / "digits", 2, 1, 96, progress=race)
+    assert len(load(layout, "train")["images"]) == 2
+    assert os.listdir(tmp_path) == ["digits"]
+
+
 def test_nothing_half_made_stays(tmp_path):
     def stop(done, total):
         raise KeyboardInterrupt

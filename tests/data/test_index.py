@@ -30,7 +30,7 @@ def test_missing_parts_are_derived(tmp_path):
     raw = coco_raw()
     raw["annotations"] = [
         annotation(1, 20, 3, [10, 20, 20, 30], bbox=..., area=...),
-        annotation(2, 20, 3, [1, 2, 3, 4], iscrowd=..., segmentation=..., id=...),
+        annotation(2, 20, 3, [1, 2, 3, 4], iscrowd=..., segmentation=..., id=..., area=None),
     ]
     for image in raw["images"]:
         del image["height"], image["width"]
@@ -84,7 +84,10 @@ def test_unreadable_files_are_named(tmp_path):
     source = SplitSource("train", "coco", tmp_path / "a.json", tmp_path)
     with pytest.raises(DataError, match=r"a\.json do not exist"):
         read_index(source)
-    for text, message in (("{", "not a readable json"), ("[]", "lacks images and categories")):
+    for text, message in (
+        ("{", "not a readable json"),
+        ("[]", "lacks lists of images and annotations and categories"),
+    ):
         source.annotations.write_text(text)
         with pytest.raises(DataError, match=message):
             read_index(source)
