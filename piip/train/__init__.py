@@ -1,0 +1,1 @@
+"""Training: recipes, optimiser, schedules and the Lightning modules that run them."""

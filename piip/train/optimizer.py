@@ -1,0 +1,148 @@
+"""AdamW with the released layer-wise learning rates (SPEC 13)."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from piip.errors import ConfigError
+from piip.network import PIIP
+
+_IN_BRANCH = re.compile(r"branches\.(?P<branch>\d+)\.(?:blocks\.(?P<block>\d+)\.)?")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW.
+
+    Attributes:
+        lr: Learning rate of the parts at full rate, for the recipe's total batch; it is never scaled silently.
+        weight_decay: Weight decay; none for biases and other one-dimensional parameters.
+        betas: Decay of the moving averages.
+        layer_decay: Factor of the learning rate per transformer block below the last; 1 = the same everywhere.
+        num_layers: Blocks over which the rate falls; default: the depth of the deepest transformer.
+        skip_stride: For branches 2, 3, ...: how many of ``num_layers`` one of their blocks counts as; default:
+            ``num_layers`` divided by their depth, as in all released recipes.
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = 1.0
+    num_layers: int | None = None
+    skip_stride: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values with which nothing can be learned."""
+        if self.lr <= 0 or self.weight_decay < 0 or not 0 < self.layer_decay <= 1:
+            raise ConfigError(
+                f"The optimiser needs lr above 0, weight_decay from 0 and layer_decay above 0 and at most 1; got "
+                f"{self.lr}, {self.weight_decay} and {self.layer_decay}."
+            )
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters of a network or of a model around one.
+
+    Args:
+        model: A `PIIP` or a module that has one as a submodule.
+        config: Rates and decay.
+
+    Raises:
+        ConfigError: Every parameter is frozen, or the model holds no network.
+    """
+    prefix, network = find_network(model)
+    depths = [_depth(branch) for branch in network.branches]
+    num_layers = config.num_layers or max(filter(None, depths), default=1)
+    strides = config.skip_stride or tuple(num_layers / depth if depth else 1.0 for depth in depths[1:])
+    groups = layer_decay_groups(
+        model, config.lr, config.weight_decay, num_layers, config.layer_decay, strides, prefix
+    )
+    if not groups:
+        raise ConfigError("Every parameter is frozen; leave at least one branch or the head trainable.")
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def find_network(model: nn.Module) -> tuple[str, PIIP]:
+    """Return the name prefix (empty or ending in a dot) and the `PIIP` inside a model.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, PIIP):
+            return f"{name}." if name else "", module
+    raise ConfigError(f"{type(model).__name__} has no PIIP network inside.")
+
+
+def layer_decay_groups(
+    model: nn.Module,
+    base_lr: float,
+    weight_decay: float,
+    num_layers: int,
+    decay: float,
+    skip_stride: Sequence[float],
+    prefix: str = "",
+) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups by the released rule (SPEC 13).
+
+    Position and patch embeddings have layer 0, block ``l`` of branch 1 has layer ``l + 1``, that of branch i
+    layer ``(l + 1) * skip_stride[i - 2]``. The rate falls by ``decay`` per layer below the last block.
+    Interactions, merging, ConvNeXt branches and everything outside the network keep the full rate.
+
+    Args:
+        model: The network, or a model that has it under ``prefix``. Frozen parameters are left out.
+        base_lr: The full rate.
+        weight_decay: Weight decay of all but one-dimensional parameters and biases. As released, scalars,
+            position embeddings and bias tables do decay.
+        num_layers: Blocks of the deepest branch.
+        decay: Factor of the rate per layer.
+        skip_stride: One number for each branch from the second.
+        prefix: Name of the network inside the model with a final dot, or empty.
+
+    Returns:
+        Groups of ``params``, ``lr``, ``weight_decay``, ``lr_scale``, ``name`` and ``param_names``.
+
+    Raises:
+        ConfigError: ``skip_stride`` does not fit the number of branches.
+    """
+    network = model.get_submodule(prefix.removesuffix(".")) if prefix else model
+    branches: Sequence[nn.Module] = list(network.branches)  # type: ignore[arg-type]
+    if len(skip_stride) < len(branches) - 1:
+        raise ConfigError(
+            f"skip_stride has {len(skip_stride)} numbers for {len(branches)} branches; give one for each branch "
+            "from the second."
+        )
+    strides = [1.0, *skip_stride]
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in _trainable(model):
+        inside = _IN_BRANCH.match(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        layer: float = num_layers + 1
+        if inside and _depth(branches[int(inside["branch"])]):
+            block = inside["block"]
+            layer = (int(block) + 1) * strides[int(inside["branch"])] if block is not None else 0
+        plain = parameter.ndim == 1 or name.endswith(".bias")
+        # The key truncates a fractional layer, and a group keeps the rate of the parameter that created it:
+        # fractional layers therefore act as rounded down.
+        key = f"layer_{int(layer)}_{'no_decay' if plain else 'decay'}"
+        if key not in groups:
+            scale = decay ** (num_layers + 1 - layer)
+            groups[key] = {"params": [], "param_names": [], "lr": base_lr * scale, "lr_scale": scale}
+            groups[key] |= {"weight_decay": 0.0 if plain else weight_decay, "name": key}
+        groups[key]["params"].append(parameter)
+        groups[key]["param_names"].append(name)
+    return list(groups.values())
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+
+
+def _depth(branch: nn.Module) -> int:
+    """Return the number of blocks of a transformer branch, 0 for a ConvNeXt: its layers are all at full rate."""
+    if getattr(branch, "family", "") == "convnext":
+        return 0
+    return len(branch.blocks)  # type: ignore[arg-type]
