@@ -105,24 +105,19 @@ def draw_scene(material: Material, size: int, random: np.random.Generator) -> Sc
     labels: list[int] = []
     masks: list[NDArray[np.bool_]] = []
     free = np.ones((height, width), bool)
-    # Small digits are as numerous as an even choice of the logarithm makes them; large ones find a place first.
+    # Drawn evenly on a logarithmic scale, most are small; the large ones find a place first.
     largest = min(LARGEST, 0.45 * min(height, width))
     sizes = SMALLEST * (largest / SMALLEST) ** random.random(random.integers(*_COUNT, endpoint=True))
     for glyph_height in sorted(map(float, sizes), reverse=True):
         label = int(random.integers(10))
-        samples = material.glyphs[label]
-        glyph = _glyph(samples[random.integers(len(samples))], glyph_height, random)
-        rim = (
-            _grow(glyph, max(1.0, glyph_height * random.uniform(0.02, 0.06)))
-            if random.random() < 0.6
-            else glyph
-        )
+        glyph, rim = _draw_digit(material.glyphs[label], glyph_height, random)
         place = _find_place(rim >= 0.5, free, random)
         if place is None:
             continue
-        canvas[place] = _paint(canvas[place], glyph, rim, random)
+        cover = free[place]  # a later digit lies behind the earlier ones
+        canvas[place] = _paint(canvas[place], glyph * cover, rim * cover, random)
         visible = np.zeros((height, width), bool)
-        visible[place] = (rim >= 0.5) & free[place]
+        visible[place] = (rim >= 0.5) & cover
         free &= ~visible
         labels.append(label)
         masks.append(visible)
@@ -146,6 +141,14 @@ def _background(
     levels = np.linspace(0, 1, 256) ** np.exp(random.uniform(-0.45, 0.45)) * random.uniform(0.8, 1.1)
     table = (np.outer(random.uniform(0.9, 1.1, 3), levels) * 255).clip(0, 255).astype(np.uint8)
     return np.array(patch.point(table.reshape(-1).tolist()))
+
+
+def _draw_digit(samples: Array, height: float, random: np.random.Generator) -> tuple[Array, Array]:
+    """Return the ink of one of the samples and the ink with its rim; most digits have one."""
+    ink = _glyph(samples[random.integers(len(samples))], height, random)
+    if random.random() < 0.4:
+        return ink, ink
+    return ink, _grow(ink, max(1.0, height * random.uniform(0.02, 0.06)))
 
 
 def _glyph(sample: Array, height: float, random: np.random.Generator) -> Array:
