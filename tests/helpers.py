@@ -68,4 +68,5 @@ def pattern(name: str, shape: torch.Size) -> torch.Tensor:
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference relative to the largest value expected."""
     assert actual.shape == expected.shape
-    return float((actual - expected).detach().abs().max() / expected.abs().max())
+    actual, expected = actual.detach(), expected.detach()
+    return float((actual - expected).abs().max() / expected.abs().max())
