@@ -138,7 +138,7 @@ def test_failing_downloads_are_one_sentence(monkeypatch):
     ours = branch()
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(
-        CheckpointError, match="could not be downloaded .*check the network, or give a local file"
+        CheckpointError, match=r"could not be downloaded .*check the network, or give a local file"
     ):
         load_pretrained(ours, "vit_tiny_patch16_224.augreg_in21k")
 
