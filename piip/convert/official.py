@@ -42,7 +42,7 @@ def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -
         ) from error
     with torch.device("meta"):
         network = PIIP(description)
-    state, unknown = _translate(state_dict, description, network)
+    state, unknown = translate_network(state_dict, network)
     if sub_project(config) != "classification":
         load_exactly(network, state, unknown)
         return network.eval()
@@ -54,9 +54,17 @@ def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -
     return classifier.eval()
 
 
-def _translate(
-    state_dict: Mapping[str, Tensor], config: PIIPConfig, network: PIIP
-) -> tuple[dict[str, Tensor], list[str]]:
+def translate_network(state_dict: Mapping[str, Tensor], network: PIIP) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the original's tensors under a network's names.
+
+    Args:
+        state_dict: Tensors under the original's names, without ``backbone.``.
+        network: The network that they are for; it may be on the meta device.
+
+    Returns:
+        The tensors under our names, and the names that nothing is known about.
+    """
+    config = network.config
     state: dict[str, Tensor] = {}
     unknown: list[str] = []
     inside: list[dict[str, Tensor]] = [{} for _ in config.branches]
