@@ -39,7 +39,5 @@ def _interactions() -> Iterator[tuple[str, PIIPConfig]]:
         if count < 12:
             yield name_of("tsb", SIZES, f"k{count}"), pyramid("tsb", SIZES, DEIT, 14, count)
     for variant, links in (("ring", RING), ("all_links", ALL_LINKS)):
-        yield (
-            name_of("tsb", SIZES, suffix),
-            pyramid("tsb", SIZES, DEIT, 14, 12, InteractionConfig(links=links)),
-        )
+        directed = InteractionConfig(links=links)
+        yield name_of("tsb", SIZES, variant), pyramid("tsb", SIZES, DEIT, 14, interaction=directed)
