@@ -1,0 +1,37 @@
+import subprocess
+import sys
+
+import piip
+
+
+def test_importing_the_package_is_light():
+    heavy = [
+        "torchvision",
+        "timm",
+        "transformers",
+        "lightning",
+        "matplotlib",
+        "pycocotools",
+        "sklearn",
+        "skimage",
+    ]
+    code = f"import sys, piip; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_public_name_can_be_imported():
+    for name in piip.__all__:
+        assert getattr(piip, name) is not None
+    assert set(piip.__all__) <= set(dir(piip))
+
+
+def test_no_module_imports_pickle():
+    import pathlib
+
+    sources = pathlib.Path(piip.__file__).parent.rglob("*.py")
+    assert not [
+        path
+        for path in sources
+        if "import pickle" in path.read_text() or "weights_only=False" in path.read_text()
+    ]
