@@ -1,0 +1,73 @@
+"""The command line: one typed function per verb, imported when it is called."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from piip.errors import ConfigError, PiipError, nearest
+
+VERBS: dict[str, tuple[str, str]] = {
+    "train": ("piip.cli.train:train", "Train a model from a recipe."),
+    "eval": ("piip.cli.evaluate:evaluate", "Measure a trained model on a data set."),
+    "predict": ("piip.cli.predict:predict", "Find objects in images with a trained model."),
+    "info": ("piip.cli.info:info", "Show what a model costs, part by part."),
+    "list": ("piip.cli.catalog:catalog", "List the published configurations."),
+    "convert": ("piip.cli.convert:convert", "Turn a released checkpoint into a model folder."),
+    "check-data": ("piip.cli.check:check_data", "Report what is wrong with a data set before training."),
+    "report": ("piip.cli.report:report", "Write a run's report as one HTML page."),
+    "demo": ("piip.cli.demo:demo", "Train a small model on made-up pictures and report on it."),
+    "env": ("piip.cli.env:env", "Show versions and hardware, for bug reports."),
+}
+
+EXIT_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``piip VERB ...`` and return the exit code.
+
+    A `PiipError` becomes one line and exit code 2, and so does Ctrl-C; anything else is a bug and keeps its
+    traceback.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except PiipError as error:
+        return _complain(f"piip: error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt as stop:
+        return _complain(f"piip: {str(stop) or 'stopped by Ctrl-C'}")
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(_overview())
+        return 0 if words else EXIT_ERROR
+    if words[0] in ("-V", "--version"):
+        from piip._version import __version__
+
+        sys.stdout.write(f"piip {__version__}\n")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        raise ConfigError(f"There is no verb {verb!r}. {nearest(verb, VERBS)}")
+    from piip.cli.parsing import call
+
+    module, _, name = VERBS[verb][0].partition(":")
+    try:
+        call(getattr(importlib.import_module(module), name), rest, prog=f"piip {verb}")
+    except SystemExit as end:  # argparse leaves this way after --help
+        return int(end.code or 0)
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS)) + 2
+    listed = "\n".join(f"  {verb:<{width}}{summary}" for verb, (_, summary) in VERBS.items())
+    return (
+        "usage: piip VERB ...\n\nParameter-Inverted Image Pyramid Networks: see at high resolution without paying "
+        f"for it.\n\n{listed}\n\n'piip VERB --help' explains a verb, 'piip --version' prints the version.\n"
+    )
+
+
+def _complain(line: str) -> int:
+    sys.stderr.write(line + "\n")
+    return EXIT_ERROR

@@ -1,0 +1,7 @@
+"""``python -m piip.cli``."""
+
+import sys
+
+from piip.cli import main
+
+sys.exit(main())

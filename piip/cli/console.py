@@ -1,0 +1,30 @@
+"""Where the verbs print to."""
+
+from functools import lru_cache
+from typing import Any
+
+from piip.errors import require
+
+
+@lru_cache(maxsize=1)
+def console() -> Any:
+    """Return the console of standard output; long lines are not broken where it is no terminal."""
+    rich = require("rich.console", "cli", "The command line")
+    return rich.Console(soft_wrap=True, highlight=False)
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table whose first column is text and whose others are numbers."""
+    rich = require("rich.table", "cli", "The command line")
+    box = require("rich.box", "cli", "The command line")
+    shown = rich.Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(columns):
+        shown.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    console().print(shown)
+
+
+def percent(value: float | None) -> str:
+    """Return a metric between 0 and 1 as it is printed in papers."""
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,98 @@
+"""From typed functions to command lines, by jsonargparse; every complaint becomes one sentence."""
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from piip.errors import ConfigError, PiipError, require
+from piip.train.typed import argument_errors, explain, field_names
+
+
+def call(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> Any:
+    """Call a function with what a command line says.
+
+    Required parameters are positional arguments, a list takes all that follow, and the others are options. A
+    parameter whose type is a dataclass (a recipe) is a YAML file, and each of its settings an option.
+
+    Args:
+        function: Typed, with a docstring that describes its parameters.
+        arguments: The command line after the verb.
+        prog: What the usage line begins with.
+
+    Raises:
+        ConfigError: The command line does not fit the function.
+    """
+    types = typing.get_type_hints(function)
+    recipe = next((name for name, kind in types.items() if dataclasses.is_dataclass(kind)), None)
+    lists = [name for name, kind in types.items() if typing.get_origin(kind) is list]
+    parser = _new_parser(prog, function)
+    positional = [*lists, *([recipe] if recipe else [])]
+    for name in positional:
+        parser.add_argument(
+            name, nargs="+" if name in lists else None, type=Path, help=_describe(function, name)
+        )
+    parser.add_function_arguments(function, as_positional=True, skip=set(positional))
+    given = _bracketed(function, arguments)
+    if recipe is None:
+        return function(**vars(_parse(parser, given)))
+    return function(**_with_recipe(parser, recipe, types[recipe], given))
+
+
+def _new_parser(prog: str, function: Callable[..., Any] | None = None) -> Any:
+    jsonargparse = require("jsonargparse", "cli", "The command line")
+    text = inspect.getdoc(function) or "" if function else ""
+    summary = text.partition("\nArgs:")[0].strip()
+    return jsonargparse.ArgumentParser(prog=prog, description=summary, exit_on_error=False)
+
+
+def _parse(parser: Any, arguments: Sequence[str], known: Iterable[str] = ()) -> Any:
+    try:
+        return parser.instantiate(parser.parse_args(list(arguments)))
+    except PiipError:
+        raise
+    except argument_errors() as error:
+        names = known or [action.dest for action in parser._actions]
+        raise ConfigError(explain(error, names)) from error
+
+
+def _with_recipe(parser: Any, name: str, kind: Any, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return a function's parameters; the recipe is the file of the first argument, changed by the others."""
+    from piip.train.recipe import load_recipe
+
+    parser.add_class_arguments(kind)
+    if arguments and not arguments[0].startswith("-"):
+        parser.set_defaults(load_recipe(arguments[0]).to_dict())
+    values = vars(_parse(parser, arguments, field_names(kind)))
+    settings = {field.name: values.pop(field.name) for field in dataclasses.fields(kind)}
+    return values | {name: kind(**settings)}
+
+
+def _bracketed(function: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
+    """Write ``--sizes 1120,896,448`` as the list that jsonargparse reads."""
+    hints = typing.get_type_hints(function)
+    tuples = {f"--{name}" for name, kind in hints.items() if "tuple[" in str(kind)}
+    words: list[str] = []
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        if equals and option in tuples:
+            word = f"{option}={_as_list(value)}"
+        elif words and words[-1] in tuples:
+            word = _as_list(word)
+        words.append(word)
+    return words
+
+
+def _as_list(text: str) -> str:
+    return text if text.startswith("[") else f"[{text}]"
+
+
+def _describe(function: Callable[..., Any], name: str) -> str:
+    """Return what the docstring says about a parameter."""
+    match = re.search(
+        rf"^\s*{name}: (.*?)(?=^\s*\w+: |^\s*$|\Z)", inspect.getdoc(function) or "", re.M | re.S
+    )
+    return " ".join(match[1].split()) if match else ""

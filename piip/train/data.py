@@ -1,0 +1,141 @@
+"""Data loaders of a training run, the same batches after every restart."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from piip.data.coco import DetectionDataset, collate
+from piip.data.layout import find_dataset
+from piip.data.sampler import GroupedBatchSampler
+from piip.errors import ConfigError
+from piip.train.recipe import TrainRecipe
+
+
+class ResumableLoader(DataLoader):
+    """A loader that goes on where it stopped within an epoch.
+
+    Lightning saves and restores its state. What a batch holds depends on seed, epoch and position only, so the
+    state is two numbers.
+
+    Args:
+        dataset: Accepts the sampler's keys.
+        sampler: Batches of the dataset.
+        workers: Loader processes.
+        collate_fn: Makes a batch of items.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        sampler: GroupedBatchSampler,
+        workers: int,
+        collate_fn: Callable[[Any], Any],
+        pin_memory: bool = False,
+    ) -> None:
+        self._start = (-1, 0)  # epoch and batches done in it
+        self._done = 0
+        super().__init__(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate_fn,
+            pin_memory=pin_memory,
+            persistent_workers=False,
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator runs when its first batch is asked for: only then has Lightning set the epoch.
+        sampler: Any = self.batch_sampler
+        epoch, done = self._start
+        self._done = done if epoch == sampler.epoch and done < len(sampler) else 0
+        sampler.set_epoch(sampler.epoch, self._done)
+        for batch in super().__iter__():
+            self._done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and the number of batches handed out in it."""
+        return {"epoch": self.batch_sampler.epoch, "done": self._done}  # type: ignore[union-attr]
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the batches that were handed out."""
+        self._start = (state["epoch"], state["done"])
+
+
+class DetectionData(L.LightningDataModule):
+    """Training and validation loaders of a detection recipe.
+
+    Args:
+        recipe: The run.
+
+    Attributes:
+        train_set: Training split, augmented.
+        val_set: Validation split with the same classes.
+
+    Raises:
+        DataError: The data set cannot be used.
+    """
+
+    def __init__(self, recipe: TrainRecipe) -> None:
+        super().__init__()
+        if not recipe.data.folder:
+            raise ConfigError("The recipe names no data; add --data.folder FOLDER.")
+        self.recipe = recipe
+        layout = find_dataset(recipe.data.folder)
+        seed = recipe.trainer.seed
+        self.train_set = DetectionDataset(
+            layout.split(recipe.data.train),
+            recipe.image,
+            recipe.augment,
+            masks=recipe.masks,
+            classes=recipe.data.classes or None,
+            keep_empty=recipe.data.keep_empty,
+            seed=seed,
+        )
+        self.val_set = DetectionDataset(
+            layout.split(recipe.data.val), recipe.image, masks=False, classes=self.train_set.classes
+        )
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the loader of the training split."""
+        data = self.recipe.data
+        sampler = GroupedBatchSampler(
+            self.train_set.orientations,
+            data.batch_size,
+            seed=self.recipe.trainer.seed,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+        return ResumableLoader(self.train_set, sampler, data.workers, collate, self._on_gpu)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the loader of the validation split: every image once, shared among the processes."""
+        data = self.recipe.data
+        sampler = GroupedBatchSampler(
+            self.val_set.orientations,
+            data.eval_batch_size,
+            shuffle=False,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+        return DataLoader(
+            self.val_set,
+            batch_sampler=sampler,
+            num_workers=data.workers,
+            collate_fn=collate,
+            pin_memory=False,
+        )
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _on_gpu(self) -> bool:
+        return bool(self.trainer and self.trainer.strategy.root_device.type == "cuda")

@@ -1,0 +1,110 @@
+"""The folder of a training run: what lies where, and reading it back."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from piip.errors import ConfigError, PiipError
+from piip.files import write_json, write_text
+from piip.train.recipe import TrainRecipe, load_recipe
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A training run on disk.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """Losses, rates and metrics over time."""
+        return self.path / "metrics.csv"
+
+    @property
+    def results(self) -> Path:
+        """Metrics of the best epoch."""
+        return self.path / "results.json"
+
+    @property
+    def samples(self) -> Path:
+        """Drawn predictions and ground truth of validation images."""
+        return self.path / "samples"
+
+    @property
+    def curves(self) -> Path:
+        """Plotted curves."""
+        return self.path / "curves"
+
+    @property
+    def model(self) -> Path:
+        """The best weights as a model that ``piip predict`` loads."""
+        return self.path / "model"
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint to resume from."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint with the best metric."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    def start(self, recipe: TrainRecipe, environment: dict[str, Any]) -> None:
+        """Write what is known before the first step.
+
+        Raises:
+            ConfigError: The folder holds another run.
+            PiipError: It cannot be written.
+        """
+        if self.config.exists():
+            raise ConfigError(
+                f"{self.path} already holds a run; add --resume to continue it or choose another --out."
+            )
+        write_text(self.config, "# The recipe of this run, every default written out.\n" + recipe.to_yaml())
+        write_json(self.path / "environment.json", environment)
+
+    def recipe(self) -> TrainRecipe:
+        """Return the recipe of the run.
+
+        Raises:
+            ConfigError: The folder holds no run.
+        """
+        if not self.config.is_file():
+            raise ConfigError(f"{self.path} holds no run: config.yaml is missing; check the path.")
+        return load_recipe(self.config)
+
+    def read_results(self) -> dict[str, Any]:
+        """Return the content of results.json.
+
+        Raises:
+            PiipError: The run has not been evaluated yet, or the file is damaged.
+        """
+        try:
+            return json.loads(self.results.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PiipError(
+                f"{self.path} has no results.json yet; let the run finish an evaluation."
+            ) from error
+        except ValueError as error:
+            raise PiipError(f"{self.results} is damaged ({error}); evaluate the run again.") from error
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """Return the rows of metrics.csv without their empty cells."""
+        if not self.metrics.is_file():
+            return []
+        with self.metrics.open(newline="", encoding="utf-8") as file:
+            return [
+                {key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)
+            ]

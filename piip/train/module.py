@@ -1,0 +1,134 @@
+"""What the training of every task shares, as a Lightning module."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from piip.errors import PiipError
+from piip.train.optimizer import build_optimizer
+from piip.train.recipe import TrainRecipe
+from piip.train.schedule import Schedule
+
+
+class TrainingError(PiipError):
+    """Training cannot go on."""
+
+
+class TrainingModule(L.LightningModule):
+    """A model with its losses, its optimiser and its evaluation.
+
+    A task is a subclass with `losses`, `evaluate_batch` and `score`. Random numbers of a step follow from seed,
+    epoch, batch and process alone, so that a resumed run repeats an uninterrupted one exactly.
+
+    Args:
+        model: The model to train.
+        recipe: The run.
+
+    Attributes:
+        scores: Metrics of the last evaluation, JSON-ready.
+        metric: The number that decides which checkpoint is the best; higher is better.
+        train_numbers: Losses of the last batch, by their names in metrics.csv.
+        val_numbers: Metrics of the last evaluation, by their names in metrics.csv.
+    """
+
+    def __init__(self, model: nn.Module, recipe: TrainRecipe) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.scores: dict[str, Any] = {}
+        self.metric = 0.0
+        self.train_numbers: dict[str, Tensor] = {}
+        self.val_numbers: dict[str, float] = {}
+        self._evaluated: list[Any] = []
+
+    @abstractmethod
+    def losses(self, batch: Any) -> Mapping[str, Tensor]:
+        """Return the parts of the loss of a training batch; their sum is minimised."""
+
+    @abstractmethod
+    def evaluate_batch(self, batch: Any) -> list[Any]:
+        """Return what `score` needs to know about a validation batch, small and on the CPU."""
+
+    @abstractmethod
+    def score(self, evaluated: list[Any]) -> tuple[dict[str, Any], dict[str, float], float]:
+        """Return JSON-ready scores, the numbers to log and the number that decides."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the random numbers of this step."""
+        entropy = (self.recipe.trainer.seed, self.current_epoch, batch_idx, self.global_rank)
+        seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(seed))
+        if self.current_epoch + 1 == self.recipe.trainer.epochs:  # the last epoch is always evaluated
+            self.trainer.check_val_every_n_epoch = 1
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        losses = self.losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            self._stop_on(losses, batch_idx)
+        self.train_numbers = {f"train/{name}": value.detach() for name, value in losses.items()}
+        self.train_numbers |= {"train/loss": total.detach()}
+        return total
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Collect the predictions of a batch."""
+        self._evaluated += self.evaluate_batch(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the predictions of all processes."""
+        evaluated, self._evaluated = _gathered(self._evaluated), []
+        self.scores, self.val_numbers, self.metric = self.score(evaluated)
+
+    def configure_model(self) -> None:
+        """Shard the model where the strategy is FSDP: every block is a unit of its own."""
+        mesh = getattr(self, "_device_mesh", None)
+        if mesh is None or self.recipe.trainer.strategy != "fsdp":
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        for module in self.model.modules():
+            if isinstance(blocks := getattr(module, "blocks", None), nn.ModuleList):
+                for block in blocks:
+                    fully_shard(block, mesh=mesh["data_parallel"])
+        fully_shard(self.model, mesh=mesh["data_parallel"])
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and the schedule, which changes after every step."""
+        optimizer = build_optimizer(self.model, self.recipe.optimizer)
+        settings = self.recipe.trainer
+        # Lightning's estimated_stepping_batches would set up the loaders before a resumed run has told them
+        # where to go on.
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        steps = -(-batches // settings.accumulate)
+        schedule = Schedule(optimizer, self.recipe.schedule, steps, settings.epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _stop_on(self, losses: Mapping[str, Tensor], batch_idx: int) -> None:
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        bad = [f"{name} is {value:g}" for name, value in values.items() if not math.isfinite(value)]
+        raise TrainingError(
+            f"Training stopped at step {self.global_step} (epoch {self.current_epoch + 1}, batch {batch_idx + 1}): "
+            f"{', '.join(bad) or 'the sum of the losses overflows'}; lower optimizer.lr, set trainer.clip_norm or "
+            "use precision 32, then resume or start again."
+        )
+
+
+def _gathered(items: list[Any]) -> list[Any]:
+    """Return the items of all processes."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return items
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]

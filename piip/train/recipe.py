@@ -1,0 +1,263 @@
+"""A recipe: everything that decides a training run, as one tree of dataclasses and as a YAML file."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from piip.data.transforms import AugmentConfig, ImageConfig
+from piip.errors import ConfigError, nearest, require
+from piip.train.optimizer import OptimizerConfig
+from piip.train.schedule import ScheduleConfig
+from piip.train.typed import parse_dataclass
+
+Strategy = Literal["auto", "ddp", "fsdp"]
+Precision = Literal["32", "bf16"]
+
+BASE_KEY = "base"
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """The network: a published one by ``name``, any timm networks by ``branches``, or a saved model by ``start``.
+
+    Attributes:
+        name: A published configuration; ``piip list`` shows all.
+        branches: timm names, smallest network first, instead of a name.
+        sizes: Image sides in pixels, in the order of ``branches``.
+        changes: With ``name``: fields of PIIPConfig to replace. With ``branches``: further arguments of piip.build.
+        pretrained: Load the pretrained weights that the branches name.
+        weights: Weights of single branches: a branch number (1 = the largest network) and a file or timm name.
+        freeze: Numbers of the branches that are not trained.
+        start: A run or saved detector to go on from, with its head and classes.
+        new_head: With ``start``: keep the network only and start a new head for the classes of the data.
+    """
+
+    name: str | None = None
+    branches: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    changes: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    weights: dict[int, str] = field(default_factory=dict)
+    freeze: tuple[int, ...] = ()
+    start: str | None = None
+    new_head: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse two descriptions at once."""
+        given = [key for key in ("name", "branches", "start") if getattr(self, key)]
+        if len(given) > 1:
+            raise ConfigError(
+                f"model has {' and '.join(given)}; give exactly one of name, branches and start."
+            )
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """The data set.
+
+    Attributes:
+        folder: A COCO, Roboflow or YOLO folder.
+        train: Split that is trained on.
+        val: Split that is evaluated.
+        classes: Class names to keep, in label order; all when empty.
+        keep_empty: Train on images without objects, too.
+        batch_size: Training images per device and step.
+        eval_batch_size: Validation images per device.
+        workers: Loader processes per device.
+    """
+
+    folder: str = ""
+    train: str = "train"
+    val: str = "val"
+    classes: tuple[str, ...] = ()
+    keep_empty: bool = False
+    batch_size: int = 2
+    eval_batch_size: int = 1
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class TrainerRecipe:
+    """How long, where and how training runs.
+
+    Attributes:
+        epochs: Passes over the training split.
+        accelerator: ``auto``, ``cpu``, ``gpu`` or another of Lightning's.
+        devices: Devices of one machine; ``auto`` = all.
+        nodes: Machines.
+        strategy: ``ddp`` copies the model to every device, ``fsdp`` shards it; ``auto`` = ddp from two devices.
+        precision: ``bf16`` runs the network in bfloat16 where that is safe; heads stay in float32.
+        accumulate: Batches per optimiser step.
+        clip_norm: Largest norm of the gradient; none when null.
+        ema_decay: Decay of the exponential moving average of the weights; none when null.
+        grad_checkpointing: Recompute blocks in the backward pass: less memory, about a third more time.
+        eval_every: Epochs between evaluations; the last epoch is always evaluated.
+        max_detections: Detections per image that count in evaluation; raise it where images hold more objects.
+        log_every: Steps between rows of metrics.csv.
+        samples: Validation images drawn with predictions at the end.
+        seed: Seed of everything random.
+    """
+
+    epochs: int = 12
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    nodes: int = 1
+    strategy: Strategy = "auto"
+    precision: Precision = "32"
+    accumulate: int = 1
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    grad_checkpointing: bool = False
+    eval_every: int = 1
+    max_detections: int = 100
+    log_every: int = 10
+    samples: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no run can have."""
+        for name in ("epochs", "nodes", "accumulate", "eval_every", "max_detections", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"trainer.{name} is {getattr(self, name)}; give a number from 1.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(
+                f"trainer.ema_decay is {self.ema_decay}; give a number between 0 and 1, or null."
+            )
+        if self.ema_decay is not None and self.strategy == "fsdp":
+            raise ConfigError(
+                "trainer.ema_decay does not work with strategy fsdp; set one of them to null or ddp."
+            )
+        for name, choices in (("strategy", Strategy), ("precision", Precision)):
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigError(
+                    f"Unknown trainer.{name} {getattr(self, name)!r}. "
+                    f"{nearest(str(getattr(self, name)), get_args(choices))}"
+                )
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """A training run.
+
+    Attributes:
+        name: Name of the run; that of the recipe file by default.
+        model: The network and the weights it starts from.
+        data: The data set and its batches.
+        image: How images are prepared; saved with the model.
+        augment: Random changes of training images.
+        detector: Settings of DetectorConfig that differ from the released ones, such as ``masks: false``.
+        optimizer: AdamW.
+        schedule: The learning rate over time.
+        trainer: How long, where and how.
+    """
+
+    name: str = ""
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    detector: dict[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerRecipe = field(default_factory=TrainerRecipe)
+
+    @property
+    def masks(self) -> bool:
+        """Whether the detector predicts masks."""
+        return bool(self.detector.get("masks", True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain values, every default written out."""
+        return _plain(dataclasses.asdict(self))
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML, every default written out."""
+        yaml = require("yaml", "cli", "Writing a recipe")
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainRecipe:
+    """Read a recipe file, with the files its ``base`` key names.
+
+    Args:
+        path: A YAML file.
+        overrides: Values that replace the file's, under dotted names (``optimizer.lr``).
+
+    Raises:
+        ConfigError: The file is missing, is no YAML, or has an unknown key or an impossible value.
+    """
+    values = read_values(path)
+    for name, value in (overrides or {}).items():
+        *parents, last = name.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return recipe_from_dict({"name": Path(path).stem} | values, str(path))
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """Return what a recipe file says, merged over its bases and with every key checked.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML mapping, or has an unknown key.
+    """
+    values = _read_merged(Path(path), ())
+    _check_keys(values, TrainRecipe, str(path))
+    return values
+
+
+def recipe_from_dict(values: Mapping[str, Any], source: str = "The recipe") -> TrainRecipe:
+    """Build a recipe from nested plain values.
+
+    Raises:
+        ConfigError: A key is unknown or a value impossible.
+    """
+    _check_keys(values, TrainRecipe, source)
+    return parse_dataclass(TrainRecipe, values, source)
+
+
+def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    yaml = require("yaml", "cli", "Reading a recipe")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as error:
+        raise ConfigError(f"The recipe {path} does not exist.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"The recipe {path} cannot be read ({' '.join(str(error).split())}).") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"The recipe {path} must hold keys such as model, data and trainer.")
+    base = values.pop(BASE_KEY, None)
+    if base is None:
+        return values
+    if path.resolve() in seen:
+        raise ConfigError(f"The recipe {path} is its own base; remove one of the base keys.")
+    return _merge(_read_merged(path.parent / base, (*seen, path.resolve())), values)
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _check_keys(values: Mapping[str, Any], kind: Any, source: str, prefix: str = "") -> None:
+    types = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in types:
+            raise ConfigError(f"{source} has the unknown key {prefix}{key!s}. {nearest(str(key), types)}")
+        if dataclasses.is_dataclass(types[key]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{source}: {prefix}{key} is {value!r}; it has keys of its own below it.")
+            _check_keys(value, types[key], source, f"{prefix}{key}.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,76 @@
+"""Typed dataclasses from plain values, by jsonargparse; every complaint becomes one sentence."""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from piip.errors import ConfigError, PiipError, nearest, require
+
+Kind = TypeVar("Kind")
+
+_SHORT_TYPES = (
+    (re.compile(r"<class '(?:\w+\.)*(\w+)'>"), r"\1"),
+    (re.compile(r"typing\."), ""),
+    (re.compile(r"Literal\[(.*?)\]"), r"one of \1"),
+    (re.compile(r"Optional\[(.*)\]"), r"\1 or null"),
+)
+
+
+def parse_dataclass(kind: type[Kind], values: Mapping[str, Any], source: str) -> Kind:
+    """Build a dataclass, and the dataclasses inside, from nested plain values.
+
+    Args:
+        kind: The dataclass.
+        values: Its fields; keys must be known.
+        source: Where the values come from, for messages.
+
+    Raises:
+        ConfigError: A value has the wrong type or is refused by the dataclass.
+    """
+    parser = require("jsonargparse", "cli", "Reading a recipe").ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    try:
+        parsed = parser.instantiate(parser.parse_object(dict(values)))
+    except PiipError:
+        raise
+    except argument_errors() as error:
+        raise ConfigError(f"{source}: {explain(error)}") from error
+    return kind(**vars(parsed))
+
+
+def explain(error: Exception, known: Iterable[str] = ()) -> str:
+    """Return jsonargparse's complaint as one sentence."""
+    text = " ".join(str(error).split())
+    if "unrecognized arguments" in text:
+        name = text.rpartition("unrecognized arguments: ")[2].split()[0]
+        option = name.split("=")[0].lstrip("-")
+        return f"There is no argument {name.split('=')[0]!r}. {nearest(option, known)}"
+    match = re.search(r'key "([\w.]+)": (.*)$', text)
+    if match is None:
+        return text[:1].upper() + text[1:].rstrip(".") + "."
+    name, complaint = match.groups()
+    value = re.search(r"Got value: (.*?)(?: Given|$)|Given value: (.*)$", complaint)
+    wanted = re.search(r"Expected an? (.*?)\.? Got value|Subtypes: \[(.*?)\] Errors", complaint)
+    if value is None or wanted is None:
+        return f"{name}: {complaint.rstrip('.')}."
+    expected = next(filter(None, wanted.groups()))
+    for pattern, replacement in _SHORT_TYPES:
+        expected = pattern.sub(replacement, expected)
+    return f"{name} is {next(filter(None, value.groups()))!r}; expected {expected}."
+
+
+def field_names(kind: Any, prefix: str = "") -> list[str]:
+    """Return the dotted names of all settings of a dataclass and of the dataclasses inside."""
+    names: list[str] = []
+    for name, inner in typing.get_type_hints(kind).items():
+        nested = dataclasses.is_dataclass(inner)
+        names += field_names(inner, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+    return names
+
+
+def argument_errors() -> tuple[type[Exception], ...]:
+    """Return what jsonargparse raises for values that do not fit."""
+    jsonargparse = require("jsonargparse", "cli", "The command line")
+    return (jsonargparse.ArgumentError, TypeError, KeyError)

@@ -1,0 +1,134 @@
+import os
+import signal
+
+import pytest
+import torch
+
+from piip.errors import CheckpointError, ConfigError, PiipError
+from piip.train.checkpoints import AtomicCheckpointIO, MovingAverage, model_weights
+from piip.train.fitting import build_trainer, fit
+from piip.train.folder import RunFolder
+from piip.train.module import TrainingError
+from tests.train.toy import ToyData, ToyModule, toy_recipe
+
+
+class Interrupted(ToyModule):
+    """Gets Ctrl-C in the middle of a step."""
+
+    def losses(self, batch):
+        if len(self.seen) == 11:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().losses(batch)
+
+
+def run(folder, module, *, resume=False, workers=0):
+    fit(module, ToyData(workers=workers), RunFolder(folder), resume=resume)
+    return module
+
+
+def same(first, second) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"accumulate": 2, "eval_every": 2}, {"ema_decay": None, "clip_norm": 0.1}]
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, changes):
+    recipe = toy_recipe(**changes)
+    whole = run(tmp_path / "whole", ToyModule(recipe))
+    with pytest.raises(KeyboardInterrupt, match="continue with --out"):
+        run(tmp_path / "parts", Interrupted(recipe))
+    resumed = run(tmp_path / "parts", ToyModule(recipe), resume=True)
+    assert len(resumed.seen) < len(whole.seen)
+    assert resumed.seen == whole.seen[-len(resumed.seen) :]
+    one, two = (
+        AtomicCheckpointIO().load_checkpoint(tmp_path / name / "checkpoints/last.ckpt")
+        for name in ("whole", "parts")
+    )
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "current_model_state"):
+        assert same(one.get(key), two.get(key)), key
+    read = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
+    assert read[0] == read[1]
+    assert (tmp_path / "whole/results.json").read_text() == (tmp_path / "parts/results.json").read_text()
+
+
+def test_resuming_at_the_end_of_an_epoch_with_loader_processes(tmp_path):
+    whole = run(tmp_path / "whole", ToyModule(toy_recipe()), workers=1)
+    short = toy_recipe(epochs=2)
+    run(tmp_path / "parts", ToyModule(short))
+    resumed = run(tmp_path / "parts", ToyModule(toy_recipe()), resume=True, workers=1)
+    assert resumed.seen == whole.seen[-len(resumed.seen) :]
+    assert {epoch for epoch, _ in resumed.seen} == {2}
+
+
+def test_every_epoch_has_its_own_order_and_augmentation(tmp_path):
+    seen = run(tmp_path, ToyModule(toy_recipe())).seen
+    epochs = [[index for epoch, index in seen if epoch == e] for e in range(3)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert all(sorted(set(epoch)) == list(range(7)) for epoch in epochs)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_name(tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"step 4 \(epoch 1, batch 5\): loss_a is nan; lower optimizer.lr"
+    ):
+        run(tmp_path, ToyModule(toy_recipe(), poison_step=4))
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    run(tmp_path, ToyModule(toy_recipe(epochs=1)))
+    before = (tmp_path / "checkpoints/last.ckpt").read_bytes()
+
+    def full(checkpoint, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(PiipError, match=r"Cannot write .*ckpt: .*Free some space"):
+        run(tmp_path, ToyModule(toy_recipe(epochs=2)), resume=True)
+    assert (tmp_path / "checkpoints/last.ckpt").read_bytes() == before
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+
+
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
+    run(tmp_path, ToyModule(toy_recipe(epochs=1)))
+    last = tmp_path / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        run(tmp_path, ToyModule(toy_recipe()), resume=True)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        model_weights(tmp_path / "none.ckpt")
+
+
+def test_a_missing_gpu_is_one_sentence(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match=r"accelerator gpu.*--trainer\.accelerator cpu"):
+        build_trainer(toy_recipe(accelerator="gpu"), RunFolder(tmp_path))
+
+
+def test_the_average_is_what_is_saved_and_starts_fast(tmp_path):
+    module = run(tmp_path, ToyModule(toy_recipe(epochs=1)))
+    averaged = model_weights(tmp_path / "checkpoints/last.ckpt")
+    now = module.model.state_dict()
+    assert all(torch.equal(averaged[key], now[key]) for key in now)  # copied back at the end
+    average = MovingAverage(0.999)._kwargs["avg_fn"]
+    assert average(torch.zeros(1), torch.ones(1), torch.tensor(0)) == pytest.approx(0.9)
+    assert average(torch.zeros(1), torch.ones(1), 10**6) == pytest.approx(0.001)
+    assert average(torch.tensor(3), torch.tensor(4), 1) == 4
+
+
+def test_progress_lines_and_metrics(tmp_path, capsys):
+    run(tmp_path, ToyModule(toy_recipe(epochs=2)))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[:2] for line in lines] == [["epoch", "1/2"], ["epoch", "2/2"]]
+    assert all("toy AP" in line for line in lines)
+    rows = RunFolder(tmp_path).read_metrics()
+    assert {"step", "train/loss", "train/lr", "train/loss_a", "val/value"} <= set().union(*rows)
+    assert rows[0]["train/lr"] < rows[3]["train/lr"]
