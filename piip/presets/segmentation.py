@@ -25,3 +25,4 @@ def configs() -> Iterator[tuple[str, PIIPConfig]]:
     for letter in "bl":
         yield f"vit_{letter}_640_seg", single(DEIT[letter], 640, 28)
     yield "internvit_6b_512_seg", single(INTERNVIT, 512)
+    yield "internvit_6b_512_w14_seg", single(INTERNVIT, 512, 14)

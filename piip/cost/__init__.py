@@ -1,0 +1,7 @@
+"""What networks cost: as they are executed, and as the papers count it."""
+
+from piip.cost.conventions import Convention, convention_of
+from piip.cost.published import published_cost
+from piip.cost.table import CostTable, PartCost
+
+__all__ = ["Convention", "CostTable", "PartCost", "convention_of", "published_cost"]
