@@ -1,0 +1,118 @@
+"""The box head: what each proposal shows and where exactly it lies (HEADS.md 2.6, 2.8)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.ops import batched_nms
+
+from piip.tasks.detection.boxes import BoxCoder, clip
+from piip.tasks.detection.config import DetectorConfig
+from piip.tasks.detection.matching import Matcher, Sampler
+
+
+class RoISamples(NamedTuple):
+    """RoIs of one image that train: the objects first, then the background."""
+
+    boxes: Tensor  # (N, 4)
+    labels: Tensor  # (N,) 0..C-1, background C
+    objects: Tensor  # (P,) index of the object of the first P
+    targets: Tensor  # (P, 4) box of that object
+
+
+class Scored(NamedTuple):
+    """Detections of one image, best first."""
+
+    boxes: Tensor  # (D, 4)
+    scores: Tensor  # (D,)
+    labels: Tensor  # (D,)
+
+
+class BoxHead(nn.Module):
+    """Classifies pooled RoIs into C classes and background (the LAST logit), with a box for every class.
+
+    Args:
+        config: The detector.
+    """
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.coder = BoxCoder(config.box_stds)
+        threshold = config.box_positive_iou
+        self.matcher = Matcher(threshold, threshold, threshold, config.box_low_quality)
+        self.sampler = Sampler(config.box_samples, config.box_positive_fraction)
+        width = config.representation_size
+        self.layers = TwoMLPHead(config.fpn_channels * config.box_pool**2, width)
+        self.cls_score = nn.Linear(width, config.num_classes + 1)
+        self.bbox_pred = nn.Linear(width, 4 * config.num_classes)
+        for layer in (self.layers.fc6, self.layers.fc7):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Map pooled features (N, C_fpn, 7, 7) to logits (N, C + 1) and offsets (N, C, 4)."""
+        hidden = self.layers(pooled)
+        return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(1, (-1, 4))
+
+    @torch.no_grad()
+    def sample(self, proposals: Tensor, objects: Tensor, labels: Tensor) -> RoISamples:
+        """Choose the RoIs of one image that train; its objects are proposals as well.
+
+        Args:
+            proposals: Boxes (N, 4).
+            objects: Boxes (M, 4) of the objects.
+            labels: Their classes (M,).
+        """
+        own = torch.arange(len(objects), device=objects.device)
+        matched = torch.cat([own, self.matcher(proposals, objects)])
+        boxes = torch.cat([objects, proposals])
+        positive, negative = self.sampler(matched)
+        index = matched[positive]
+        background = torch.full_like(negative, self.config.num_classes)
+        return RoISamples(
+            boxes[torch.cat([positive, negative])],
+            torch.cat([labels[index], background]),
+            index,
+            objects[index],
+        )
+
+    def loss(self, logits: Tensor, deltas: Tensor, samples: Sequence[RoISamples]) -> dict[str, Tensor]:
+        """Return ``loss_cls`` and ``loss_box`` for the outputs of all sampled RoIs of a batch."""
+        labels = torch.cat([s.labels for s in samples])
+        boxes = torch.cat([s.boxes for s in samples])
+        positive = (labels < self.config.num_classes).nonzero()[:, 0]
+        targets = self.coder.encode(boxes[positive], torch.cat([s.targets for s in samples]))
+        # The sum over no rows at all still reaches the parameters, with gradient 0 (distributed training).
+        distance = (deltas[positive, labels[positive]] - targets).abs().sum()
+        return {
+            "loss_cls": F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1),
+            "loss_box": distance / max(len(labels), 1),
+        }
+
+    @torch.no_grad()
+    def detect(self, boxes: Tensor, logits: Tensor, deltas: Tensor, size: Tensor, scale: Tensor) -> Scored:
+        """Turn the outputs for the RoIs of one image into its detections.
+
+        Args:
+            boxes: The RoIs (N, 4).
+            logits: (N, C + 1).
+            deltas: (N, C, 4).
+            size: Height and width (2,) of the image without padding.
+            scale: ``(sx, sy, sx, sy)`` by which the image was resized; boxes are divided by it first.
+
+        Returns:
+            Detections in pixels of the original image.
+        """
+        decoded = clip(self.coder.decode(boxes[:, None], deltas), size) / scale
+        probabilities = logits.softmax(-1)[:, :-1]
+        row, label = (probabilities > self.config.score_threshold).nonzero(as_tuple=True)
+        candidates, scores = decoded[row, label], probabilities[row, label]
+        kept = batched_nms(candidates, scores, label, self.config.nms)[: self.config.detections_per_image]
+        return Scored(candidates[kept], scores[kept], label[kept])
