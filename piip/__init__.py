@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from piip.factory import build, create_model
     from piip.hub import from_pretrained, save_pretrained
     from piip.network import PIIP
+    from piip.predict import Predictor, load
     from piip.presets import get_config, list_models
     from piip.tasks.classification import ClassifierConfig, ImageClassifier
     from piip.tasks.detection import Detections, Detector, DetectorConfig
-    from piip.tasks.detection.predictor import load
 
 _HOMES = {
     "piip.config": ("BranchConfig", "InteractionConfig", "MergingConfig", "PIIPConfig"),
@@ -25,10 +25,10 @@ _HOMES = {
     "piip.factory": ("build", "create_model"),
     "piip.hub": ("from_pretrained", "save_pretrained"),
     "piip.network": ("PIIP",),
+    "piip.predict": ("Predictor", "load"),
     "piip.presets": ("get_config", "list_models"),
     "piip.tasks.classification": ("ClassifierConfig", "ImageClassifier"),
     "piip.tasks.detection": ("Detections", "Detector", "DetectorConfig"),
-    "piip.tasks.detection.predictor": ("load",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -43,6 +43,7 @@ __all__ = [
     "InteractionConfig",
     "MergingConfig",
     "PIIPConfig",
+    "Predictor",
     "__version__",
     "build",
     "create_model",
