@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from piip.errors import ConfigError, PiipError, require
-from piip.train.typed import argument_errors, explain, field_names
+from piip.train.typed import argument_errors, explain, field_types
 
 
 def call(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> Any:
@@ -66,15 +66,15 @@ def _with_recipe(parser: Any, name: str, kind: Any, arguments: Sequence[str]) ->
     parser.add_class_arguments(kind)
     if arguments and not arguments[0].startswith("-"):
         parser.set_defaults(load_recipe(arguments[0]).to_dict())
-    values = vars(_parse(parser, arguments, field_names(kind)))
+    values = vars(_parse(parser, arguments, field_types(kind)))
     settings = {field.name: values.pop(field.name) for field in dataclasses.fields(kind)}
     return values | {name: kind(**settings)}
 
 
 def _bracketed(function: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
     """Write ``--sizes 1120,896,448`` as the list that jsonargparse reads."""
-    hints = typing.get_type_hints(function)
-    tuples = {f"--{name}" for name, kind in hints.items() if "tuple[" in str(kind)}
+    tuples = {f"--{name}" for name, kind in field_types(function).items() if "tuple[" in str(kind)}
+    tuples |= {option.replace("--recipe.", "--") for option in tuples}
     words: list[str] = []
     for word in arguments:
         option, equals, value = word.partition("=")

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from piip.data.coco import DetectionDataset, collate
@@ -127,6 +129,15 @@ class DetectionData(L.LightningDataModule):
             collate_fn=collate,
             pin_memory=False,
         )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move images and targets; what describes the files stays."""
+        images, targets, metas = batch
+        moved = [
+            {key: value.to(device) if isinstance(value, Tensor) else value for key, value in target.items()}
+            for target in targets
+        ]
+        return [image.to(device, non_blocking=True) for image in images], moved, metas
 
     @property
     def _rank(self) -> int:

@@ -95,10 +95,12 @@ def build_trainer(recipe: TrainRecipe, folder: RunFolder, *, resume: bool = Fals
 
 def _strategy(settings: TrainerRecipe) -> str | Strategy:
     """Return Lightning's strategy; parameters may be unused where a batch has no object to draw a mask for."""
+    processes = settings.nodes * _device_count(settings)
     if settings.strategy == "fsdp":
-        return ModelParallelStrategy(tensor_parallel_size=1, save_distributed_checkpoint=False)
-    several = settings.nodes > 1 or _device_count(settings) > 1
-    if settings.strategy == "ddp" or several:
+        return ModelParallelStrategy(
+            data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    if settings.strategy == "ddp" or processes > 1:
         return DDPStrategy(find_unused_parameters=True)
     return "auto"
 

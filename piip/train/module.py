@@ -76,7 +76,7 @@ class TrainingModule(L.LightningModule):
         losses = self.losses(batch)
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
-            self._stop_on(losses, batch_idx)
+            raise self.stopped(_explain(losses))
         self.train_numbers = {f"train/{name}": value.detach() for name, value in losses.items()}
         self.train_numbers |= {"train/loss": total.detach()}
         return total
@@ -114,14 +114,18 @@ class TrainingModule(L.LightningModule):
         schedule = Schedule(optimizer, self.recipe.schedule, steps, settings.epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _stop_on(self, losses: Mapping[str, Tensor], batch_idx: int) -> None:
-        values = {name: float(value.detach()) for name, value in losses.items()}
-        bad = [f"{name} is {value:g}" for name, value in values.items() if not math.isfinite(value)]
-        raise TrainingError(
-            f"Training stopped at step {self.global_step} (epoch {self.current_epoch + 1}, batch {batch_idx + 1}): "
-            f"{', '.join(bad) or 'the sum of the losses overflows'}; lower optimizer.lr, set trainer.clip_norm or "
-            "use precision 32, then resume or start again."
+    def stopped(self, reason: str) -> TrainingError:
+        """Return the error that says where training stopped, and why."""
+        return TrainingError(
+            f"Training stopped in step {self.global_step + 1} (epoch {self.current_epoch + 1}): {reason}"
         )
+
+
+def _explain(losses: Mapping[str, Tensor]) -> str:
+    values = {name: float(value.detach()) for name, value in losses.items()}
+    bad = [f"{name} is {value:g}" for name, value in values.items() if not math.isfinite(value)]
+    named = ", ".join(bad) or "the sum of the losses overflows"
+    return f"{named}; lower optimizer.lr, set trainer.clip_norm or use precision 32, then start again."
 
 
 def _gathered(items: list[Any]) -> list[Any]:

@@ -61,13 +61,15 @@ def explain(error: Exception, known: Iterable[str] = ()) -> str:
     return f"{name} is {next(filter(None, value.groups()))!r}; expected {expected}."
 
 
-def field_names(kind: Any, prefix: str = "") -> list[str]:
-    """Return the dotted names of all settings of a dataclass and of the dataclasses inside."""
-    names: list[str] = []
+def field_types(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the types of all settings of a dataclass and of the dataclasses inside, by dotted name."""
+    types: dict[str, Any] = {}
     for name, inner in typing.get_type_hints(kind).items():
-        nested = dataclasses.is_dataclass(inner)
-        names += field_names(inner, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
-    return names
+        if dataclasses.is_dataclass(inner):
+            types |= field_types(inner, f"{prefix}{name}.")
+        else:
+            types[f"{prefix}{name}"] = inner
+    return types
 
 
 def argument_errors() -> tuple[type[Exception], ...]:
