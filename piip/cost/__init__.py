@@ -1,7 +1,17 @@
 """What networks cost: as they are executed, and as the papers count it."""
 
 from piip.cost.conventions import Convention, convention_of
+from piip.cost.detectors import run_detector
+from piip.cost.executed import executed_cost
 from piip.cost.published import published_cost
 from piip.cost.table import CostTable, PartCost
 
-__all__ = ["Convention", "CostTable", "PartCost", "convention_of", "published_cost"]
+__all__ = [
+    "Convention",
+    "CostTable",
+    "PartCost",
+    "convention_of",
+    "executed_cost",
+    "published_cost",
+    "run_detector",
+]
