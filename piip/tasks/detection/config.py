@@ -114,6 +114,8 @@ class DetectorConfig(Described):
             if rule is None or (value is None and field.type == int | None):
                 continue
             expected, fits = rule
+            if value == ():
+                raise ConfigError(f"{field.name} is empty; it takes {expected}.")
             if not all(fits(entry) for entry in (value if isinstance(value, tuple) else (value,))):
                 raise ConfigError(f"{field.name} is {value!r}; it takes {expected}.")
         if self.rpn_negative_iou > self.rpn_positive_iou:

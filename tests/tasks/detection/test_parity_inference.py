@@ -8,6 +8,7 @@ from piip.tasks.detection.masks import decode_masks
 from piip.tasks.detection.pooling import with_image_index
 from tests.tasks.detection.golden import assert_close, detector, load, metas, unpack
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SIZES = torch.tensor([[213, 287], [161, 250]])
 
 

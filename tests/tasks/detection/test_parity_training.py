@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from piip.tasks.detection.matching import BACKGROUND
+from piip.convert.detector import official_state_dict
 from tests.tasks.detection.golden import assert_close, detector, load, unpack
 
 SIZES = [(213, 287), (161, 250)]
@@ -39,12 +39,6 @@ def targets(golden):
     ]
 
 
-def original_name(name):
-    from piip.convert.detector import official_state_dict
-
-    return next(iter(official_state_dict(name)))
-
-
 def test_losses_and_gradients(golden, model, targets):
     model.zero_grad()
     maps = [x.clone().requires_grad_() for x in model.backbone.maps]
@@ -57,8 +51,6 @@ def test_losses_and_gradients(golden, model, targets):
     total = sum(losses.values())
     assert_close(total.detach(), golden["loss.total"])
     total.backward()
-    from piip.convert.detector import official_state_dict
-
     gradients = official_state_dict({n: p.grad for n, p in model.named_parameters()})
     assert {f"gradnorm.{name}" for name in gradients} == {k for k in golden if k.startswith("gradnorm.")}
     for name, gradient in gradients.items():
@@ -94,7 +86,6 @@ def test_samples_of_both_stages(golden, model, targets):
         assert torch.equal(matched + 1, golden[f"roi.assigned_gt.{image}"].long())
         samples.append(model.box_head.sample(boxes, targets[image]["boxes"], targets[image]["labels"]))
         assert torch.equal(samples[image].objects, golden[f"roi.pos_assigned.{image}"])
-    assert BACKGROUND == -1
     assert_close(torch.cat([s.boxes for s in samples]), golden["roi.rois"][:, 1:])
     assert torch.equal(torch.cat([s.labels for s in samples]), golden["roi.labels"])
 

@@ -1,0 +1,57 @@
+"""Names of the original's detector heads."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from piip.convert.detector import detector_state_dict, official_state_dict
+from piip.errors import CheckpointError
+from piip.tasks.detection import Detector, DetectorConfig
+
+
+def released_shapes(shared):
+    return json.loads((shared / "golden/heads/keys_released.json").read_text())["mask_rcnn_deit_sbl"]
+
+
+def test_released_checkpoints_fit_one_to_one(shared):
+    shapes = released_shapes(shared)
+    official = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    config = DetectorConfig(classes=tuple(f"class {i}" for i in range(80)), in_channels=(1024,) * 4)
+    with torch.device("meta"):
+        model = Detector(config, nn.Identity())
+    ours = detector_state_dict(official)
+    assert len(ours) == 42
+    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in model.state_dict().items()}
+    assert {n: list(t.shape) for n, t in official_state_dict(ours).items()} == shapes
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_round_trip(masks):
+    config = DetectorConfig(
+        classes=("a",),
+        in_channels=(4,) * 4,
+        masks=masks,
+        fpn_channels=4,
+        representation_size=8,
+        mask_channels=4,
+    )
+    state = Detector(config, nn.Identity()).state_dict()
+    official = official_state_dict(state)
+    assert all(name.startswith(("neck.", "rpn_head.", "roi_head.")) for name in official)
+    again = detector_state_dict(official)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+
+def test_every_unknown_and_missing_tensor_is_listed():
+    config = DetectorConfig(classes=("a",), in_channels=(4,) * 4, fpn_channels=4, mask_channels=4)
+    with torch.device("meta"):
+        official = official_state_dict(Detector(config, nn.Identity()).state_dict())
+    del official["rpn_head.rpn_cls.bias"]
+    official["roi_head.bbox_head.0.fc_cls.weight"] = torch.zeros(1)
+    with pytest.raises(CheckpointError) as caught:
+        detector_state_dict(official)
+    assert "unknown tensors: roi_head.bbox_head.0.fc_cls.weight" in str(caught.value)
+    assert "missing tensors: rpn_head.rpn_cls.bias" in str(caught.value)
