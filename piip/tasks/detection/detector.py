@@ -72,7 +72,9 @@ class Detector(nn.Module):
             DataError: An image or a target is damaged, or a loss is not finite.
             ConfigError: The backbone's maps are not those of the config.
         """
-        names = [meta.file_name for meta in metas] if metas else [f"image {i}" for i in range(len(images))]
+        names = [f"image {i}" for i in range(len(images))]
+        if metas is not None:
+            names = [meta.file_name or name for meta, name in zip(metas, names, strict=True)]
         check_images(images, names)
         if targets is not None:
             check_targets(self.config, targets, images, names)
