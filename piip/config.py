@@ -183,8 +183,9 @@ class MergingConfig(Described):
             ConvNeXt pyramids).
         pyramid_levels: Levels built from the merged map: 1 = four times its resolution, 2 = twice, 3 = itself,
             4 = half. Empty: the merged map alone.
-        out_interactions: ``hierarchical`` only: indexes (from 0) of the interactions after which a level is
-            merged; the last level follows the last interaction.
+        out_interactions: Indexes (from 0) of the block ranges after which a level is taken; the last level
+            follows the last range. ``hierarchical`` needs them; with ``none`` they give the stages of a single
+            branch.
     """
 
     kind: MergingKind = "conv"
@@ -197,15 +198,16 @@ class MergingConfig(Described):
         levels = self.pyramid_levels
         if list(levels) != sorted(set(levels)) or not set(levels) <= {1, 2, 3, 4}:
             raise ConfigError(f"pyramid_levels is {levels}; give a rising selection of 1, 2, 3, 4.")
-        if (self.kind == "hierarchical") != bool(self.out_interactions):
+        outs = self.out_interactions
+        if (self.kind in ("linear", "conv") and outs) or (self.kind == "hierarchical" and not outs):
             raise ConfigError(
-                f"out_interactions is {self.out_interactions} with kind {self.kind!r}; exactly the "
-                "'hierarchical' merging takes them."
+                f"out_interactions is {outs} with kind {self.kind!r}; 'hierarchical' needs them, 'none' may have "
+                "them, and the other kinds make a single map."
             )
-        if self.kind == "hierarchical" and len(levels) != len(self.out_interactions) + 1:
+        if outs and len(levels) != len(outs) + 1:
             raise ConfigError(
-                f"hierarchical merging makes {len(self.out_interactions) + 1} maps (one after each of "
-                f"out_interactions and one at the end) but pyramid_levels names {len(levels)}."
+                f"out_interactions {outs} give {len(outs) + 1} maps (one after each and one at the end) but "
+                f"pyramid_levels names {len(levels)}."
             )
 
 
@@ -316,6 +318,8 @@ class PIIPConfig(Described):
                 f"merging kind 'none' returns one map per branch, so pyramid_levels must be empty with "
                 f"{self.num_branches} branches."
             )
+        if merging.kind == "none" and self.num_branches > 1 and merging.out_interactions:
+            raise ConfigError("out_interactions with merging kind 'none' needs a single branch.")
         last = self.num_interactions - 1
         outs = merging.out_interactions
         if list(outs) != sorted(set(outs)) or any(not 0 <= k < last for k in outs):

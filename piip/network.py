@@ -126,6 +126,8 @@ class PIIP(nn.Module):
         """Return the output maps from what `forward_features` returns."""
         if self.mergings:
             merged = [merging(tokens) for merging, tokens in zip(self.mergings, taken, strict=True)]
+        elif self.config.num_branches == 1:
+            merged = [tokens[0].to_map() for tokens in taken]
         else:
             merged = [branch.to_map() for branch in taken[-1]]
         if not self.levels:

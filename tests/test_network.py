@@ -63,6 +63,18 @@ def test_hierarchical_merging_follows_the_output_branch():
     assert [tuple(m.shape[1:]) for m in maps] == [(64, 32, 48), (64, 16, 24), (64, 8, 12), (64, 4, 6)]
 
 
+def test_stages_of_a_single_branch():
+    stages = MergingConfig("none", pyramid_levels=(2, 4), out_interactions=(0,))
+    network = PIIP(tiny_config(branches=(tiny_branch(32, 64),), merging=stages)).eval()
+    assert network.strides == (8.0, 32.0)
+    convnext = hierarchical_config().branches[1]
+    stages = MergingConfig("none", out_interactions=(0, 1, 2))
+    network = PIIP(tiny_config(branches=(convnext,), merging=stages)).eval()
+    assert network.strides == (4.0, 8.0, 16.0, 32.0)
+    assert network.out_channels == (32, 32, 64, 64)
+    assert [m.shape[1] for m in network(torch.randn(1, 3, 64, 96))] == [32, 32, 64, 64]
+
+
 def test_dino_levels():
     network = PIIP(tiny_config(merging=MergingConfig(pyramid_levels=(2, 3, 4))))
     assert network.strides == (8.0, 16.0, 32.0)

@@ -11,6 +11,8 @@ LEAN = InteractionConfig(projection=False, norm="none")
 FUSED_MLP = {"act_layer": "gelu_tanh"}
 """What the released fused MLP computes: the approximate GELU."""
 SIMPLE_PYRAMID = MergingConfig()
+STAGES = MergingConfig("none", out_interactions=(0, 1, 2))
+"""Four stages of a single branch, one for each level."""
 MAPS = MergingConfig("none", pyramid_levels=())
 """One map per branch, for a classifier or a projector."""
 
@@ -51,8 +53,10 @@ def single(
     network: Network, size: int, window_size: Windows = None, merging: MergingConfig | None = None
 ) -> PIIPConfig:
     """Return a single-branch baseline, by default with the simple pyramid."""
-    branch = network.branch(size, 1, window_size, prefix_tokens=merging == MAPS)
-    return PIIPConfig((branch,), None, merging or MergingConfig("none"), size_divisor=1)
+    merging = merging or MergingConfig("none")
+    stages = len(merging.out_interactions) + 1
+    branch = network.branch(size, stages, window_size, prefix_tokens=merging == MAPS)
+    return PIIPConfig((branch,), None, merging, size_divisor=1)
 
 
 def vitdet_windows(network: Network, size: int) -> Windows:

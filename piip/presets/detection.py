@@ -8,6 +8,7 @@ from piip.presets.building import (
     FUSED_MLP,
     LEAN,
     SIMPLE_PYRAMID,
+    STAGES,
     name_of,
     pyramid,
     single,
@@ -113,6 +114,4 @@ def _baselines() -> Iterator[tuple[str, PIIPConfig]]:
         yield f"vit_{letter}_1024", single(DEIT[letter], 1024, vitdet_windows(DEIT[letter], 14))
     yield "internvit_6b_1024", single(INTERNVIT, 1024)
     yield "internvit_6b_1024_w14", single(INTERNVIT, 1024, 14)
-    # Each stage is a level, normalised before the detector reads it.
-    stages = MergingConfig("hierarchical", out_interactions=(0, 1, 2))
-    yield "convnext_b_1024", PIIPConfig((CONVNEXT["b"].branch(1024, 4),), None, stages, size_divisor=1)
+    yield "convnext_b_1024", single(CONVNEXT["b"], 1024, merging=STAGES)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from piip.config import PIIPConfig
-from piip.presets.building import FUSED_MLP, LEAN, name_of, pyramid, single
+from piip.presets.building import FUSED_MLP, LEAN, STAGES, name_of, pyramid, single
 from piip.presets.detection import H6B
 from piip.presets.networks import DEIT, INTERNVIT
 
@@ -24,5 +24,6 @@ def configs() -> Iterator[tuple[str, PIIPConfig]]:
     yield "piip_sbl_1120_448_336_seg", pyramid("sbl", (1120, 448, 336), window_size=[28, 28, None])
     for letter in "bl":
         yield f"vit_{letter}_640_seg", single(DEIT[letter], 640, 28)
-    yield "internvit_6b_512_seg", single(INTERNVIT, 512)
-    yield "internvit_6b_512_w14_seg", single(INTERNVIT, 512, 14)
+    # The levels come from layers 11, 23, 35 and 47.
+    yield "internvit_6b_512_seg", single(INTERNVIT, 512, merging=STAGES)
+    yield "internvit_6b_512_w14_seg", single(INTERNVIT, 512, 14, merging=STAGES)
