@@ -5,9 +5,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -96,13 +98,8 @@ def _run(network: PIIP, image: Tensor, step: str) -> None:
             network.zero_grad()
 
 
-@contextmanager
-def _operator(contender: str) -> Iterator[None]:
-    piip.interaction.deformable_attention = CONTENDERS[contender]  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        piip.interaction.deformable_attention = deformable_attention
+def _operator(contender: str) -> AbstractContextManager[Any]:
+    return patch.object(piip.interaction, "deformable_attention", CONTENDERS[contender])
 
 
 def _spread(values: tuple[float, ...]) -> dict[str, float]:
