@@ -4,6 +4,7 @@ Names are imported when they are first used, so that ``import piip`` costs littl
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from piip._version import __version__
@@ -57,10 +58,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from the module that defines it."""
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'piip' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    """Import a public name from the module that defines it, or a submodule."""
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"piip.{name}") is not None:
+        return importlib.import_module(f"piip.{name}")
+    raise AttributeError(f"module 'piip' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

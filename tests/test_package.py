@@ -31,3 +31,9 @@ def test_nothing_is_ever_unpickled():
     sources = pathlib.Path(piip.__file__).parent.rglob("*.py")
     unsafe = ("pickle.load", "weights_only=False", "allow_pickle=True")
     assert not [path for path in sources if any(word in path.read_text() for word in unsafe)]
+
+
+def test_submodules_need_no_import_of_their_own():
+    code = "import piip; print(piip.convert.from_official.__name__, piip.hub.from_pretrained.__name__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["from_official", "from_pretrained"]
