@@ -17,5 +17,5 @@ def catalog(pattern: str = "*") -> list[str]:
         config = get_config(name)
         branches = [f"{branch.arch} @ {branch.image_size}" for branch in reversed(config.branches)]
         rows.append([name, ", ".join(branches), config.merging.kind])
-    table(f"{len(names)} models", ["name", "branches", "merging"], rows)
+    table(f"{len(names)} models", ["name", "branches", "merging"], rows, texts=3)
     return names

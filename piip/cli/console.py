@@ -5,21 +5,26 @@ from typing import Any
 
 from piip.errors import require
 
+WIDTH_OF_FILES = 140
+
 
 @lru_cache(maxsize=1)
 def console() -> Any:
     """Return the console of standard output; long lines are not broken where it is no terminal."""
     rich = require("rich.console", "cli", "The command line")
-    return rich.Console(soft_wrap=True, highlight=False)
+    shown = rich.Console(soft_wrap=True, highlight=False)
+    if not shown.is_terminal:  # a file has no width that tables would have to fit
+        shown.width = WIDTH_OF_FILES
+    return shown
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table whose first column is text and whose others are numbers."""
+def table(title: str, columns: list[str], rows: list[list[str]], texts: int = 1) -> None:
+    """Print a table whose first ``texts`` columns are text and whose others are numbers."""
     rich = require("rich.table", "cli", "The command line")
     box = require("rich.box", "cli", "The command line")
-    shown = rich.Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = rich.Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for index, name in enumerate(columns):
-        shown.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+        shown.add_column(name, justify="left" if index < texts else "right")
     for row in rows:
         shown.add_row(*row)
     console().print(shown)

@@ -15,8 +15,8 @@ from piip.train.typed import argument_errors, explain, field_types
 def call(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> Any:
     """Call a function with what a command line says.
 
-    Required parameters are positional arguments, a list takes all that follow, and the others are options. A
-    parameter whose type is a dataclass (a recipe) is a YAML file, and each of its settings an option.
+    Required parameters are positional arguments, and so is a function's only one; a list takes all that follow;
+    the others are options. A parameter whose type is a dataclass (a recipe) is a YAML file, and each of its settings an option.
 
     Args:
         function: Typed, with a docstring that describes its parameters.
@@ -26,7 +26,7 @@ def call(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> A
     Raises:
         ConfigError: The command line does not fit the function.
     """
-    types = typing.get_type_hints(function)
+    types = {name: kind for name, kind in typing.get_type_hints(function).items() if name != "return"}
     recipe = next((name for name, kind in types.items() if dataclasses.is_dataclass(kind)), None)
     lists = [name for name, kind in types.items() if typing.get_origin(kind) is list]
     parser = _new_parser(prog, function)
@@ -35,10 +35,15 @@ def call(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> A
         parser.add_argument(
             name, nargs="+" if name in lists else None, type=Path, help=_describe(function, name)
         )
+    if len(types) == 1 and not positional:
+        positional = list(types)
+        default = inspect.signature(function).parameters[positional[0]].default
+        parser.add_argument(*types, nargs="?", default=default, help=_describe(function, positional[0]))
     parser.add_function_arguments(function, as_positional=True, skip=set(positional))
-    given = _bracketed(function, arguments)
+    given = _written_out(function, arguments)
     if recipe is None:
         return function(**vars(_parse(parser, given)))
+    parser.usage = f"{prog} {recipe.upper()} [--out OUT] [--resume] [--section.setting VALUE ...]"
     return function(**_with_recipe(parser, recipe, types[recipe], given))
 
 
@@ -46,7 +51,9 @@ def _new_parser(prog: str, function: Callable[..., Any] | None = None) -> Any:
     jsonargparse = require("jsonargparse", "cli", "The command line")
     text = inspect.getdoc(function) or "" if function else ""
     summary = text.partition("\nArgs:")[0].strip()
-    return jsonargparse.ArgumentParser(prog=prog, description=summary, exit_on_error=False)
+    return jsonargparse.ArgumentParser(
+        prog=prog, description=summary, exit_on_error=False, allow_abbrev=False
+    )
 
 
 def _parse(parser: Any, arguments: Sequence[str], known: Iterable[str] = ()) -> Any:
@@ -71,17 +78,19 @@ def _with_recipe(parser: Any, name: str, kind: Any, arguments: Sequence[str]) ->
     return values | {name: kind(**settings)}
 
 
-def _bracketed(function: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
-    """Write ``--sizes 1120,896,448`` as the list that jsonargparse reads."""
-    tuples = {f"--{name}" for name, kind in field_types(function).items() if "tuple[" in str(kind)}
-    tuples |= {option.replace("--recipe.", "--") for option in tuples}
+def _written_out(function: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
+    """Write ``--sizes 1120,896,448`` as the list, and a bare ``--resume`` as the value, that jsonargparse reads."""
+    types = {f"--{name.removeprefix('recipe.')}": str(kind) for name, kind in field_types(function).items()}
     words: list[str] = []
-    for word in arguments:
+    for position, word in enumerate(arguments):
         option, equals, value = word.partition("=")
-        if equals and option in tuples:
+        following = arguments[position + 1 : position + 2]
+        if equals and "tuple[" in types.get(option, ""):
             word = f"{option}={_as_list(value)}"
-        elif words and words[-1] in tuples:
+        elif words and "tuple[" in types.get(words[-1], ""):
             word = _as_list(word)
+        elif types.get(word) == str(bool) and not {*following} & {"true", "false"}:
+            word = f"{word}=true"
         words.append(word)
     return words
 

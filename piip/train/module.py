@@ -14,6 +14,7 @@ from piip.errors import PiipError
 from piip.train.optimizer import build_optimizer
 from piip.train.recipe import TrainRecipe
 from piip.train.schedule import Schedule
+from piip.train.sharding import clip_gradients, shard
 
 
 class TrainingError(PiipError):
@@ -46,6 +47,7 @@ class TrainingModule(L.LightningModule):
         self.train_numbers: dict[str, Tensor] = {}
         self.val_numbers: dict[str, float] = {}
         self._evaluated: list[Any] = []
+        self._is_sharded_now = False
 
     @abstractmethod
     def losses(self, batch: Any) -> Mapping[str, Tensor]:
@@ -91,21 +93,30 @@ class TrainingModule(L.LightningModule):
         self.scores, self.val_numbers, self.metric = self.score(evaluated)
 
     def configure_model(self) -> None:
-        """Shard the model where the strategy is FSDP: every block is a unit of its own."""
-        mesh = getattr(self, "_device_mesh", None)
-        if mesh is None or self.recipe.trainer.strategy != "fsdp":
-            return
-        from torch.distributed.fsdp import fully_shard
+        """Shard the model where the strategy is FSDP."""
+        if self._sharded and not self._is_sharded_now:
+            shard(self.model, self.device_mesh["data_parallel"])  # type: ignore[index]
+            self._is_sharded_now = True
 
-        for module in self.model.modules():
-            if isinstance(blocks := getattr(module, "blocks", None), nn.ModuleList):
-                for block in blocks:
-                    fully_shard(block, mesh=mesh["data_parallel"])
-        fully_shard(self.model, mesh=mesh["data_parallel"])
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients, also where only some of them are sharded."""
+        if not self._sharded:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None:
+            clip_gradients(self.model.parameters(), gradient_clip_val)
+
+    @property
+    def _sharded(self) -> bool:
+        return self.recipe.trainer.strategy == "fsdp"
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and the schedule, which changes after every step."""
-        optimizer = build_optimizer(self.model, self.recipe.optimizer)
+        optimizer = build_optimizer(self.model, self.recipe.optimizer, one_by_one=self._sharded)
         settings = self.recipe.trainer
         # Lightning's estimated_stepping_batches would set up the loaders before a resumed run has told them
         # where to go on.

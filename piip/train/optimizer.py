@@ -44,12 +44,15 @@ class OptimizerConfig:
             )
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, one_by_one: bool = False
+) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters of a network or of a model around one.
 
     Args:
         model: A `PIIP` or a module that has one as a submodule.
         config: Rates and decay.
+        one_by_one: Update parameters singly instead of in groups, which must not mix sharded and whole ones.
 
     Raises:
         ConfigError: Every parameter is frozen, or the model holds no network.
@@ -63,7 +66,13 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     )
     if not groups:
         raise ConfigError("Every parameter is frozen; leave at least one branch or the head trainable.")
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        groups,
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        foreach=False if one_by_one else None,
+    )
 
 
 def find_network(model: nn.Module) -> tuple[str, PIIP]:

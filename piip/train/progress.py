@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from piip.train.clock import clock
 from piip.train.logs import rates
 from piip.train.module import TrainingModule
 
@@ -108,13 +109,6 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 def _batches(trainer: L.Trainer) -> int:

@@ -43,7 +43,7 @@ def run_training(recipe: TrainRecipe | str | Path, out: str | Path, *, resume: b
     data = DetectionData(recipe)
     torch.manual_seed(recipe.trainer.seed)
     detector = build_detector(recipe, data.train_set.classes)
-    if rank_zero_only.rank == 0:
+    if getattr(rank_zero_only, "rank", 0) == 0:
         _open(folder, recipe, resume)
     module = DetectionModule(detector, recipe, data)
     begin = time.monotonic()

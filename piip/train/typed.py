@@ -64,7 +64,9 @@ def explain(error: Exception, known: Iterable[str] = ()) -> str:
 def field_types(kind: Any, prefix: str = "") -> dict[str, Any]:
     """Return the types of all settings of a dataclass and of the dataclasses inside, by dotted name."""
     types: dict[str, Any] = {}
-    for name, inner in typing.get_type_hints(kind).items():
+    hints = typing.get_type_hints(kind)
+    hints.pop("return", None)
+    for name, inner in hints.items():
         if dataclasses.is_dataclass(inner):
             types |= field_types(inner, f"{prefix}{name}.")
         else:

@@ -72,13 +72,13 @@ class ToyModule(TrainingModule):
     def losses(self, batch: Any) -> dict[str, Tensor]:
         image, keys = batch
         self.seen += keys
-        value = self.model[0](image)[2].mean()
+        value = self.model(image)[2].mean()
         noise = 0.1 * torch.randn(())
         poison = float("nan") if self.global_step == self.poison_step else 1.0
         return {"loss_a": (value - image.mean() + noise) ** 2 * poison, "loss_b": 0.1 * value.square()}
 
     def evaluate_batch(self, batch: Any) -> list[Any]:
-        return [float(self.model[0](batch[0])[2].mean())]
+        return [float(self.model(batch[0])[2].mean())]
 
     def score(self, evaluated: list[Any]) -> tuple[dict[str, Any], dict[str, float], float]:
         value = sum(evaluated)

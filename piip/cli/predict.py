@@ -1,0 +1,70 @@
+"""``piip predict``."""
+
+from pathlib import Path
+
+from piip.cli.console import console
+from piip.errors import DataError
+
+
+def predict(
+    images: list[Path],
+    *,
+    model: str,
+    out: Path = Path("predictions"),
+    score: float = 0.5,
+    device: str = "auto",
+) -> Path:
+    """Find objects in images with a trained model.
+
+    Writes every image with its objects drawn on it, and predictions.json with all of them in COCO's format.
+
+    Args:
+        images: Image files or folders of images.
+        model: A run, the folder of a saved model, or owner/name on the Hugging Face Hub.
+        out: Folder for the drawn images and predictions.json.
+        score: Leave out objects with a lower score.
+        device: Where the model runs: auto, cpu, cuda, cuda:1, mps.
+    """
+    from piip.files import write_json
+    from piip.predict import load
+
+    files = _files(images)
+    predictor = load(model, device)
+    listed, results = [], []
+    for found in predictor.predict_all(files, score):
+        path = files[found.image_id]
+        target = out / f"{_unique(path, files)}.png"
+        found.plot(target)
+        height, width = found.instances.original_size
+        listed.append({"id": found.image_id, "file_name": str(path), "height": height, "width": width})
+        results += found.to_coco()
+        counts = {name: found.names().count(name) for name in predictor.classes if name in found.names()}
+        summary = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+        console().print(f"{path}: {summary} -> {target}", markup=False)
+    ids = predictor.category_ids or tuple(range(1, len(predictor.classes) + 1))
+    categories = [{"id": number, "name": name} for number, name in zip(ids, predictor.classes, strict=True)]
+    content = {"images": listed, "categories": categories, "annotations": results}
+    write_json(out / "predictions.json", content, indent=None)
+    return out
+
+
+def _files(images: list[Path]) -> list[Path]:
+    from piip.data.images import SUFFIXES
+
+    files: list[Path] = []
+    for path in images:
+        if not path.exists():
+            raise DataError(f"There is no image {path}; check the path.")
+        inside = (
+            sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        )
+        if not inside:
+            raise DataError(f"The folder {path} holds no images.")
+        files += inside
+    return files
+
+
+def _unique(path: Path, files: list[Path]) -> str:
+    """Return a name for a drawing: the stem, with its folder where several images share it."""
+    same = [other for other in files if other.stem == path.stem]
+    return path.stem if len(same) == 1 else f"{path.stem}-{files.index(path)}"

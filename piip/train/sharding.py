@@ -1,0 +1,57 @@
+"""Sharding a model over devices (FSDP2) and what its scalar parameters need there.
+
+The branch weights of the merging are scalars, which cannot be sharded: they stay whole on every device, and their
+gradients are averaged here.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def shard(model: nn.Module, mesh: Any) -> None:
+    """Shard a model in place; every block of a branch is a unit that is gathered only while it runs.
+
+    Args:
+        model: The model.
+        mesh: The one-dimensional device mesh of the processes.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
+    for scalar in scalars:
+        if scalar.requires_grad:
+            scalar.register_post_accumulate_grad_hook(partial(_average, mesh=mesh))
+    for module in model.modules():
+        if isinstance(blocks := getattr(module, "blocks", None), nn.ModuleList):
+            for block in blocks:
+                fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh, ignored_params=scalars)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale gradients, some of them sharded and some not, to a norm of at most ``max_norm``.
+
+    Returns:
+        The norm before.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    squares = [_whole(torch.linalg.vector_norm(gradient)).square() for gradient in gradients]
+    norm = torch.stack(squares).sum().sqrt()
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0).item()
+    for gradient in gradients:
+        gradient.mul_(factor)
+    return norm
+
+
+def _average(parameter: Tensor, mesh: Any) -> None:
+    assert parameter.grad is not None, "the hook runs after the gradient is there"
+    torch.distributed.all_reduce(parameter.grad, group=mesh.get_group())
+    parameter.grad /= mesh.size()
+
+
+def _whole(value: Any) -> Tensor:
+    return value.full_tensor() if hasattr(value, "full_tensor") else value

@@ -1,0 +1,101 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from piip import cli
+from piip.cli import VERBS, main
+from piip.errors import DataError
+
+
+def test_overview_lists_every_verb(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {verb} " in text for verb in VERBS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("piip ")
+    assert main([]) == 2
+
+
+def test_overview_is_fast_and_imports_nothing_heavy():
+    code = (
+        "import sys, piip.cli; piip.cli.main(['--help']); "
+        "print([m for m in ('torch', 'timm', 'lightning', 'jsonargparse', 'rich') if m in sys.modules])"
+    )
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]")
+    assert time.perf_counter() - begin < 5  # a fraction of a second on an idle machine
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: piip {verb}")
+    summary = VERBS[verb][1]
+    assert summary.split()[0] in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "There is no verb 'trian'. Did you mean 'train'?"),
+        (["info"], "model"),
+        (["info", "piip_tsb_1120"], "Unknown model"),
+        (["info", "piip_nano", "--size", "3"], "Did you mean 'sizes'?"),
+        (["info", "piip_nano", "--sizes", "256,192"], "2 numbers for 3 branches"),
+        (["train"], "recipe"),
+        (["train", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["predict", "nowhere.jpg", "--model", "nowhere"], "nowhere.jpg"),
+        (["eval", "nowhere"], "nowhere"),
+        (["check-data", "nowhere"], "nowhere does not exist"),
+        (["convert", "a.pth", "out"], "--recipe"),
+        (["report", "nowhere"], "no run"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_line_and_exit_code_2(words, message, capsys):
+    assert main(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("piip: error: ")
+    assert message in lines[0]
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def stopped(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", stopped)
+    assert main(["env"]) == 2
+    assert capsys.readouterr().err == "piip: stopped by Ctrl-C\n"
+
+
+def test_many_lines_become_one(monkeypatch, capsys):
+    def broken(words):
+        raise DataError("first\n  second")
+
+    monkeypatch.setattr(cli, "_run", broken)
+    assert main(["env"]) == 2
+    assert capsys.readouterr().err == "piip: error: first second\n"
+
+
+def test_bugs_keep_their_traceback(monkeypatch):
+    def bug(words):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_run", bug)
+    with pytest.raises(ZeroDivisionError):
+        main(["env"])
+
+
+def test_list_env_and_info(capsys):
+    assert main(["list", "tsb_1568"]) == 0
+    assert "piip_tsb_1568_896_448" in capsys.readouterr().out
+    assert main(["env"]) == 0
+    assert '"torch"' in capsys.readouterr().out
+    assert main(["info", "piip_tsb_1120_896_448", "--published"]) == 0
+    assert "243.132" in capsys.readouterr().out
+    assert main(["info", "piip_nano", "--sizes", "256,192,128"]) == 0
+    assert "interaction" in capsys.readouterr().out
