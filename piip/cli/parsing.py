@@ -16,7 +16,8 @@ def call(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> A
     """Call a function with what a command line says.
 
     Required parameters are positional arguments, and so is a function's only one; a list takes all that follow;
-    the others are options. A parameter whose type is a dataclass (a recipe) is a YAML file, and each of its settings an option.
+    the others are options. A parameter whose type is a dataclass (a recipe) is a YAML file, and each of its
+    settings an option.
 
     Args:
         function: Typed, with a docstring that describes its parameters.

@@ -137,7 +137,7 @@ def _samples_section(folder: RunFolder) -> Section | None:
         for path, truth in pairs
     )
     text = (
-        "Validation images that the model has never seen: what it finds with a score of at least 0.5, and what is "
+        "Validation images that the model has never seen: what it finds with a score of at least 0.3, and what is "
         "there."
     )
     return Section("What it sees", f'<p>{text}</p><div class="pairs">{figures}</div>')

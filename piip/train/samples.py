@@ -8,7 +8,7 @@ import torch
 from piip.data.coco import DetectionDataset
 from piip.tasks.detection import Detections, Detector, Instances
 
-SCORE = 0.5
+SCORE = 0.3
 
 
 def draw_samples(detector: Detector, dataset: DetectionDataset, folder: Path, count: int) -> list[Path]:
