@@ -1,3 +1,4 @@
+import itertools
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -25,7 +26,7 @@ def test_a_chart_is_valid_and_labels_do_not_overlap():
     assert len(drawing.findall(f"{SPACE}polyline")) == 5
     labels = [text for text in drawing.findall(f"{SPACE}text") if text.text.startswith("a<")]
     heights = sorted(float(text.get("y")) for text in labels)
-    assert all(b - a >= 12.9 for a, b in zip(heights, heights[1:], strict=False))
+    assert all(b - a >= 12.9 for a, b in itertools.pairwise(heights))
     height = float(drawing.get("viewBox").split()[3])
     assert all(0 < y < height for y in heights)
 

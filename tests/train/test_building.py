@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from piip.errors import CheckpointError, ConfigError
+from piip.factory import create_model
+from piip.hub import save_pretrained
+from piip.tasks.detection import Detector
+from piip.train.building import build_detector, build_network
+from piip.train.recipe import ModelRecipe, TrainerRecipe, TrainRecipe
+
+HEAD = {"fpn_channels": 16, "representation_size": 32, "mask_channels": 16}
+
+
+def recipe(model: ModelRecipe, **trainer) -> TrainRecipe:
+    return TrainRecipe(model=model, detector=HEAD, trainer=TrainerRecipe(**trainer))
+
+
+def test_a_published_model_and_timm_names_build():
+    detector = build_detector(recipe(ModelRecipe(name="piip_nano")), ("cat",))
+    assert isinstance(detector, Detector)
+    assert detector.training
+    names = ("test_vit", "test_vit")
+    changes = {"num_interactions": 2, "patch_size": 16}
+    with torch.device("meta"):
+        network = build_network(ModelRecipe(branches=names, sizes=(128, 64), changes=changes))
+    assert network.config.num_interactions == 2
+
+
+def test_frozen_branches_and_checkpointing_are_set():
+    model = ModelRecipe(name="piip_nano", freeze=(1,))
+    network = build_detector(recipe(model, grad_checkpointing=True), ("cat",)).backbone
+    assert not any(p.requires_grad for p in network.branches[0].parameters())
+    assert not network.branches[0].training
+    assert all(branch.grad_checkpointing for branch in network.branches)
+
+
+def test_start_from_a_network_gets_a_new_head(tmp_path):
+    network = create_model("piip_nano")
+    save_pretrained(network, tmp_path)
+    detector = build_detector(recipe(ModelRecipe(start=str(tmp_path))), ("cat",))
+    for key, value in network.state_dict().items():
+        assert torch.equal(detector.backbone.state_dict()[key], value)
+
+
+def test_weights_of_one_branch(tmp_path):
+    branch = create_model("piip_nano").branches[2]
+    torch.save(branch.state_dict(), tmp_path / "branch.pth")
+    model = ModelRecipe(name="piip_nano", weights={3: str(tmp_path / "branch.pth")})
+    loaded = build_network(model).branches[2].state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in branch.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (ModelRecipe(), ConfigError, "names no model"),
+        (ModelRecipe(name="piip_nono"), ConfigError, "Did you mean 'piip_nano'"),
+        (ModelRecipe(name="piip_nano", weights={4: "x"}), ConfigError, "branch 4; branches go from 1 to 3"),
+        (ModelRecipe(name="piip_nano", weights={1: "no.pth"}), CheckpointError, "no.pth"),
+        (ModelRecipe(name="piip_nano", pretrained=True), ConfigError, "names no pretrained weights"),
+        (ModelRecipe(name="piip_nano", freeze=(9,)), ConfigError, "no branch 9"),
+        (ModelRecipe(start="nowhere"), CheckpointError, "nowhere"),
+        (ModelRecipe(name="piip_tsb_368_192_128_cls"), ConfigError, "needs a network with four maps"),
+    ],
+)
+def test_what_cannot_be_built(model, error, message):
+    with pytest.raises(error, match=message):
+        build_detector(recipe(model), ("cat",))
+
+
+def test_settings_of_the_head_are_checked():
+    bad = TrainRecipe(model=ModelRecipe(name="piip_nano"), detector={"mask": False})
+    with pytest.raises(ConfigError, match="Did you mean 'masks'"):
+        build_detector(bad, ("cat",))
