@@ -138,18 +138,14 @@ def _text(
 
 
 def _spaced(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move labels apart until they do not overlap, keeping their order."""
+    """Move labels apart until they do not overlap, keeping their order and inside the drawing."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     moved = list(places)
     for before, after in itertools.pairwise(order):
         moved[after] = max(moved[after], moved[before] + gap)
-    excess = max(moved[order[-1]] - high, 0.0)
-    for after in reversed(order):
-        moved[after] -= excess
-        excess = 0.0
-        above = order[order.index(after) - 1] if order.index(after) else None
-        if above is not None and moved[above] > moved[after] - gap:
-            excess = moved[above] - (moved[after] - gap)
+    moved[order[-1]] = min(moved[order[-1]], high)
+    for after, before in itertools.pairwise(reversed(order)):
+        moved[before] = min(moved[before], moved[after] - gap)
     return [max(place, low) for place in moved]
 
 

@@ -130,3 +130,13 @@ def test_progress_lines_and_metrics(tmp_path, capsys):
     rows = RunFolder(tmp_path).read_metrics()
     assert {"step", "train/loss", "train/lr", "train/loss_a", "val/value"} <= set().union(*rows)
     assert rows[0]["train/lr"] < rows[3]["train/lr"]
+
+
+def test_bf16_trains_close_to_float32(tmp_path):
+    rows = []
+    for precision in ("32", "bf16"):
+        folder = RunFolder(tmp_path / precision)
+        fit(ToyModule(toy_recipe(epochs=1, precision=precision)), ToyData(), folder)
+        rows.append([row["train/loss"] for row in folder.read_metrics()])
+    assert rows[0] != rows[1]
+    assert rows[0] == pytest.approx(rows[1], rel=0.05)
