@@ -15,12 +15,12 @@ INTRODUCTION = (
     "A nano PIIP with three branches and a Mask R-CNN head, trained from random weights on a few hundred pictures "
     "for a few minutes on the CPU."
 )
-NUM_TRAIN, NUM_VAL, SIDE = 400, 40, 320
+NUM_TRAIN, NUM_VAL, SIDE = 400, 40, 256
 
 RECIPE = TrainRecipe(
     name="digits",
     model=ModelRecipe(name="piip_nano"),
-    data=DataRecipe(folder="runs/digits", batch_size=4, workers=1),
+    data=DataRecipe(folder="runs/digits", batch_size=2, workers=1),
     image=ImageConfig(scale=(SIDE, SIDE)),
     augment=AugmentConfig(flip=0.0),
     detector={
