@@ -1,0 +1,97 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from piip.convert import from_official
+from piip.convert.checkpoint import convert_checkpoint, with_released_widths
+from piip.convert.detector import official_state_dict
+from piip.errors import CheckpointError
+from piip.network import PIIP
+from piip.presets import get_config
+from piip.tasks.detection import Detector, DetectorConfig
+from tests.golden.make import TARGET
+from tests.helpers import fill, pattern
+
+CASE = json.loads(TARGET.read_text())["det3_vit"]
+SMALL_HEADS = {"fpn_channels": 32, "representation_size": 32, "mask_channels": 32}
+
+
+def official_backbone():
+    return {name: pattern(name, torch.Size(shape)) for name, shape in CASE["tensors"].items()}
+
+
+@pytest.fixture
+def network():
+    return from_official(CASE["config"], official_backbone())
+
+
+@pytest.fixture
+def detector(network):
+    config = DetectorConfig(("cat", "dog"), network.out_channels, **SMALL_HEADS)
+    detector = fill(Detector(config, network))
+    network.load_state_dict(from_official(CASE["config"], official_backbone()).state_dict())
+    return detector.eval()
+
+
+def release(path, detector, **further):
+    """Write a file as the original's training does."""
+    state = {f"backbone.{name}": value for name, value in official_backbone().items()}
+    heads = {k: v for k, v in detector.state_dict().items() if not k.startswith("backbone.")}
+    torch.save({"state_dict": state | official_state_dict(heads) | further, "meta": {"epoch": 12}}, path)
+
+
+def test_a_released_detector_becomes_ours(tmp_path, network, detector):
+    release(tmp_path / "released.pth", detector)
+    converted = convert_checkpoint(tmp_path / "released.pth", network.config, detector.config)
+    assert isinstance(converted, Detector)
+    assert not converted.training
+    for (name, ours), theirs in zip(
+        detector.state_dict().items(), converted.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+    image = torch.randn(3, 128, 160)
+    assert torch.equal(detector([image])[0].boxes, converted([image])[0].boxes)
+
+
+def test_the_network_alone_is_taken_from_bare_tensors(tmp_path, network):
+    torch.save(
+        {"module": {f"backbone.{k}": v for k, v in official_backbone().items()}}, tmp_path / "deepspeed.pth"
+    )
+    converted = convert_checkpoint(tmp_path / "deepspeed.pth", network.config)
+    assert isinstance(converted, PIIP)
+    assert all(torch.equal(a, b) for a, b in zip(converted.parameters(), network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"backbone.branch1.surprise": torch.ones(1)}, r"1 unknown: .*surprise"),
+        ({"neck.surprise": torch.ones(1)}, "surprise"),
+    ],
+)
+def test_unknown_tensors_are_listed(tmp_path, network, detector, further, message):
+    release(tmp_path / "released.pth", detector, **further)
+    with pytest.raises(CheckpointError, match=message):
+        convert_checkpoint(tmp_path / "released.pth", network.config, detector.config)
+
+
+def test_a_network_is_no_detector(tmp_path, network, detector):
+    torch.save(official_backbone(), tmp_path / "backbone.pth")
+    with pytest.raises(CheckpointError, match="a network without a detector"):
+        convert_checkpoint(tmp_path / "backbone.pth", network.config, detector.config)
+
+
+def test_branch_four_keeps_the_width_that_was_trained():
+    config = get_config("piip_tsbl_1344_896_672_448")
+    small = {f"branch{number}.patch_embed.proj.weight": torch.empty(384, 3, 16, 16) for number in (3, 4)}
+    trained = with_released_widths(config, small)
+    assert trained.branches[:3] == config.branches[:3]
+    assert trained.branches[3] == dataclasses.replace(
+        config.branches[2],
+        image_size=config.branches[3].image_size,
+        interaction_indexes=config.branches[3].interaction_indexes,
+    )
+    intended = small | {"branch4.patch_embed.proj.weight": torch.empty(192, 3, 16, 16)}
+    assert with_released_widths(config, intended) == config
