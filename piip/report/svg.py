@@ -84,6 +84,8 @@ def pyramid_figure(
     order = sorted(range(config.num_branches), key=lambda i: -config.branches[i].image_size)
     row, width = 116, 760
     parts: list[str] = []
+    for place in range(len(order) - 1):
+        parts += _links(64 + place * row, row, len(config.branches[0].interaction_indexes))
     largest, heaviest = config.image_size, max(params)
     for place, index in enumerate(order):
         branch, middle = config.branches[index], 64 + place * row
@@ -97,8 +99,6 @@ def pyramid_figure(
         label = f"{widths[index]} channels, {branch.depth} blocks, {params[index]:.1f} M parameters"
         parts.append(_text(212, middle - tall / 2 - 7, label, size=12, colour=colour))
         parts.append(_arrow(536, middle, 584, 64 + (len(order) - 1) * row / 2, bend=True))
-    for place in range(len(order) - 1):
-        parts += _links(64 + place * row, row, len(config.branches[0].interaction_indexes))
     centre = 64 + (len(order) - 1) * row / 2
     parts.append(f'<circle cx="596" cy="{centre}" r="11" fill="none" stroke="{INK}"/>')
     parts.append(_text(596, centre + 4.5, "+", anchor="middle", size=15, colour=INK))
