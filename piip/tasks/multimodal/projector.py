@@ -71,6 +71,8 @@ def projector_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         branch, _, rest = key.partition(".")
         layer, _, kind = rest.partition(".")
         if not branch.startswith("branch") or layer not in layers:
-            raise ConfigError(f"{key} is no tensor of a projector; expected branch<i>.{{{', '.join(layers)}}}.*.")
+            raise ConfigError(
+                f"{key} is no tensor of a projector; expected branch<i>.{{{', '.join(layers)}}}.*."
+            )
         state[f"{layers[layer]}.{int(branch[6:]) - 1}.{kind}"] = value
     return state
