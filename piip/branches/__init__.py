@@ -8,9 +8,7 @@ from piip.branches.base import Branch
 from piip.branches.beit import BeitBranch
 from piip.branches.convnext import ConvNeXtBranch
 from piip.branches.eva import EvaBranch
-from piip.branches.internvit import ARCHITECTURES as INTERNVIT
 from piip.branches.internvit import InternViTBranch
-from piip.branches.uniperceiver import ARCHITECTURES as UNIPERCEIVER
 from piip.branches.uniperceiver import UniPerceiverBranch
 from piip.branches.vit import ViTBranch
 from piip.config import BranchConfig
@@ -57,4 +55,4 @@ def build_branch(config: BranchConfig) -> Branch:
 def _architectures() -> list[str]:
     families = ["vision_transformer", "deit", "eva", "beit", "convnext"]
     names: list[str] = [name for module in families for name in timm.list_models(module=module)]
-    return [*names, *INTERNVIT, *UNIPERCEIVER]
+    return [*names, *InternViTBranch.architectures, *UniPerceiverBranch.architectures]

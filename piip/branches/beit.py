@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piip.branches.internvit import build_vision_transformer
+from piip.branches.own import build_vision_transformer
 from piip.branches.relative_position import resample_bias_table
 from piip.branches.vit import ViTBranch
 from piip.branches.windows import GridBlock

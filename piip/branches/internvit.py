@@ -1,29 +1,12 @@
 """InternViT: RMSNorm, and queries and keys normalised over their full width (SPEC 4.2)."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from timm.layers import Attention
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from piip.branches.vit import ViTBranch
-from piip.errors import ConfigError
-
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "internvit_6b": {
-        "img_size": 224,
-        "patch_size": 14,
-        "embed_dim": 3200,
-        "depth": 48,
-        "num_heads": 25,
-        "qkv_bias": False,
-        "qk_norm": True,
-        "norm_layer": "rmsnorm",
-        "init_values": 0.1,
-    },
-}
+from piip.branches.own import OwnViTBranch
 
 
 class FullWidthNormAttention(Attention):
@@ -53,36 +36,21 @@ class FullWidthNormAttention(Attention):
         return self.proj(attended.transpose(1, 2).flatten(2))
 
 
-class InternViTBranch(ViTBranch):
+class InternViTBranch(OwnViTBranch):
     """InternViT of any size; the 6B shape is ``internvit_6b``."""
 
     family = "internvit"
-
-    @classmethod
-    def accepts(cls, arch: str) -> bool:
-        """Return whether ``arch`` is one of `ARCHITECTURES`."""
-        return arch in ARCHITECTURES
-
-    @classmethod
-    def count_blocks(cls, arch: str, options: Mapping[str, Any]) -> int:
-        """Return the number of blocks of an architecture with constructor ``options``."""
-        return int((ARCHITECTURES[arch] | dict(options))["depth"])
-
-    def build_trunk(self, options: dict[str, Any]) -> Any:
-        """Return a VisionTransformer with InternViT's attention."""
-        return build_vision_transformer(
-            self.config.arch,
-            ARCHITECTURES[self.config.arch] | {"attn_layer": FullWidthNormAttention} | options,
-        )
-
-
-def build_vision_transformer(arch: str, options: dict[str, Any]) -> VisionTransformer:
-    """Build timm's VisionTransformer from constructor arguments.
-
-    Raises:
-        ConfigError: An argument is unknown or impossible.
-    """
-    try:
-        return VisionTransformer(num_classes=0, **options)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"{arch} cannot be built with these options: {error}.") from error
+    architectures: ClassVar = {
+        "internvit_6b": {
+            "img_size": 224,
+            "patch_size": 14,
+            "embed_dim": 3200,
+            "depth": 48,
+            "num_heads": 25,
+            "qkv_bias": False,
+            "qk_norm": True,
+            "norm_layer": "rmsnorm",
+            "init_values": 0.1,
+            "attn_layer": FullWidthNormAttention,
+        },
+    }
