@@ -78,10 +78,11 @@ class Outlines:
         """
         if not len(indices):
             return np.zeros((0, *size), np.uint8)
-        runs = [self._run_length(int(index), size) for index in indices]
+        runs = [self.run_length(int(index), size) for index in indices]
         return np.ascontiguousarray(_pycocotools().decode(runs).transpose(2, 0, 1))
 
-    def _run_length(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
+    def run_length(self, index: int, size: tuple[int, int]) -> dict[str, Any]:
+        """Return an object's mask as COCO's compressed run lengths, polygons rasterised."""
         if index in self._runs:
             return {"size": list(size), "counts": self._runs[index]}
         tools = _pycocotools()

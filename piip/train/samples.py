@@ -55,7 +55,7 @@ def ground_truth(dataset: DetectionDataset, position: int) -> Instances:
     boxes[:, 2:] += boxes[:, :2]
     masks = None
     if objects and all(item in index.outlines for item in objects):
-        masks = [index.outlines.to_coco(item, size) for item in objects]
+        masks = [index.outlines.run_length(item, size) for item in objects]
     found = [labels[index.category_ids[index.categories[item]]] for item in objects]
     return Instances(boxes, torch.ones(len(objects)), torch.tensor(found, dtype=torch.int64), masks, size)
 
