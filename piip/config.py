@@ -246,8 +246,10 @@ class PIIPConfig(Described):
             _check_positive(self, "size_divisor")
         self._check_links()
         self._check_merging()
-        if self.shared_weights and len({(b.arch, str(b.options)) for b in self.branches}) > 1:
-            raise ConfigError("shared_weights needs the same arch and options in every branch.")
+        first = self.branches[0]
+        same = (dataclasses.replace(b, image_size=first.image_size) == first for b in self.branches)
+        if self.shared_weights and not all(same):
+            raise ConfigError("shared_weights needs branches that differ in image_size alone.")
 
     @property
     def num_branches(self) -> int:

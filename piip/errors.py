@@ -5,6 +5,9 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
+MOST_SHOWN = 30
+"""Names that an error message lists at most."""
+
 
 class PiipError(Exception):
     """Base of every error that the command line shows as one line, with exit code 2."""
@@ -49,4 +52,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known name closest to ``name``, or the list of known names."""
     choices = list(known)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(map(repr, sorted(choices)))}."
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    shown = ", ".join(map(repr, sorted(choices)[:MOST_SHOWN]))
+    return (
+        f"Known: {shown}." if len(choices) <= MOST_SHOWN else f"Known: {shown}, ... ({len(choices)} in all)."
+    )

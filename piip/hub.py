@@ -49,10 +49,13 @@ def save_pretrained(
             temporary = Path(name)
             save_torch_state_dict(model.state_dict(), temporary, max_shard_size=MAX_SHARD_SIZE)
             (temporary / CONFIG_NAME).write_text(json.dumps(description, indent=2, allow_nan=False) + "\n")
+            mode = (temporary / CONFIG_NAME).stat().st_mode  # weights are written readable by the owner alone
+            # A folder without its description is not taken for a model: it goes first and comes last.
+            (folder / CONFIG_NAME).unlink(missing_ok=True)
             for old in folder.glob("model*.safetensors*"):
                 old.unlink()
-            # The description comes last: a folder without it is not taken for a model.
             for path in sorted(temporary.iterdir(), key=lambda p: p.name == CONFIG_NAME):
+                path.chmod(mode)
                 path.replace(folder / path.name)
     except OSError as error:
         raise cannot_write(folder, error) from error

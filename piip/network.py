@@ -79,7 +79,8 @@ class PIIP(nn.Module):
 
         Returns:
             One map per pyramid level, finest first, (B, C, ceil(H / stride), ceil(W / stride)); a single map if
-            the pyramid has no levels; one map per branch (branch 1 first) if branches are not merged.
+            the pyramid has no levels; one map per branch (branch 1 first) if branches are not merged. With
+            ``size_divisor=1`` (converted and published models) incomplete tokens are dropped instead.
 
         Raises:
             DataError: The image has the wrong shape or is too small for a branch.
@@ -141,12 +142,14 @@ class PIIP(nn.Module):
         Raises:
             ConfigError: There is no such branch.
         """
-        self.frozen = frozenset(branches)
-        for number in self.frozen:
+        chosen = frozenset(branches)
+        for number in chosen:
             if not 1 <= number <= self.config.num_branches:
                 raise ConfigError(
                     f"There is no branch {number} to freeze; branches go from 1 to {self.config.num_branches}."
                 )
+        self.frozen = chosen
+        for number in chosen:
             self.branch(number - 1).freeze()
         return self
 

@@ -1,5 +1,6 @@
 """The image pyramid: the same image at every branch's size (paper section 3.1; SPEC 2)."""
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -44,5 +45,7 @@ def crop_to_image(feature: Tensor, padded: Sequence[int], size: Sequence[int]) -
 def _shrink(image: Tensor, scale: float) -> Tensor:
     # The sampling grid is computed from the image's dtype: below float32 it would be off by pixels, and above it
     # it would not be the original's.
+    if any(math.floor(side * scale) < math.floor(side * scale + 1e-6) for side in image.shape[-2:]):
+        scale *= 1 + 1e-9  # a whole size must not lose a pixel to the rounding of the factor
     resized = F.interpolate(image.float(), scale_factor=scale, mode="bilinear")
     return resized.to(image.dtype)

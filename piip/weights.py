@@ -103,8 +103,11 @@ def load_pretrained(branch: Branch, source: str) -> None:
     state = branch.adapt_state_dict(_read_source(source))
     own = branch.state_dict()
     wrong = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
-    # Gates of the residual branches are the one thing that some published networks lack: they stay at 1.
-    missing = [key for key in own if key not in state and not key.endswith(("ls1.gamma", "ls2.gamma"))]
+    gates = [key for key in own if key.endswith((".ls1.gamma", ".ls2.gamma"))]
+    if not any(key in state for key in gates):
+        # Published networks without gates on their residual branches are networks whose gates are 1.
+        state |= {key: torch.ones_like(own[key]) for key in gates}
+    missing = [key for key in own if key not in state]
     if wrong or missing:
         raise CheckpointError(
             f"{source} does not fit the branch {branch.config.arch}: {len(missing)} tensors missing "
@@ -137,7 +140,19 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], unknown: Iterabl
     listed = [f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems if keys]
     if listed:
         raise CheckpointError(f"The checkpoint does not fit the model: {'; '.join(listed)}.")
-    model.load_state_dict(dict(state), strict=True, assign=True)
+    cast = {key: value.to(wanted[key].dtype) for key, value in state.items()}
+    model.load_state_dict(cast, strict=True, assign=True)
+    _fill_buffers(model)
+
+
+def _fill_buffers(model: nn.Module) -> None:
+    """Compute the buffers that no checkpoint holds, where a model comes from the meta device."""
+    for module in model.modules():
+        empty = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in empty:
+            setattr(module, name, torch.empty_like(getattr(module, name), device="cpu"))
+        if empty:
+            module.init_non_persistent_buffers()  # type: ignore[operator]
 
 
 def _listed(keys: Iterable[str]) -> str:
@@ -149,7 +164,11 @@ def _listed(keys: Iterable[str]) -> str:
 def _read_source(source: str) -> dict[str, Tensor]:
     if source.startswith(HUB_PREFIX) and not source.removeprefix(HUB_PREFIX).startswith("timm/"):
         return _read_hub(source.removeprefix(HUB_PREFIX))
-    if Path(source).suffix in {".safetensors", ".pth", ".pt", ".bin"}:
+    if not source.startswith(HUB_PREFIX) and (
+        "/" in source
+        or Path(source).exists()
+        or Path(source).suffix in {".safetensors", ".pth", ".pt", ".bin"}
+    ):
         return read_state_dict(source)
     name = source.removeprefix(f"{HUB_PREFIX}timm/")
     if name not in timm.list_pretrained():

@@ -53,7 +53,7 @@ def test_replace_checks_again():
         (lambda: tiny_config(merging=MergingConfig("none")), "pyramid_levels must be empty"),
         (lambda: tiny_config(interaction=InteractionConfig(links=((1, 4),))), "from 1 to 3"),
         (lambda: tiny_config(interaction=InteractionConfig(links=((1, 2), (1, 2)))), "a direction twice"),
-        (lambda: tiny_config(shared_weights=True), "the same arch and options"),
+        (lambda: tiny_config(shared_weights=True), "differ in image_size alone"),
         (
             lambda: tiny_config(
                 branches=(tiny_branch(32, 64), tiny_branch(32, 64, interaction_indexes=((0, 1),)))

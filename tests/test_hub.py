@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -10,11 +11,18 @@ from piip.hub import from_pretrained, save_pretrained
 from piip.network import PIIP
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
 from piip.tasks.detection import Detector, DetectorConfig
-from tests.helpers import fill, hierarchical_config, tiny_config
+from tests.helpers import fill, hierarchical_config, tiny_branch, tiny_config
 
 
 def network():
     return fill(PIIP(tiny_config())).eval()
+
+
+def rotary():
+    shape = {"embed_dim": 48, "depth": 2, "num_heads": 2}
+    branches = (tiny_branch(64, 64), tiny_branch(48, 128, arch="vit_small_patch16_dinov3", options={}))
+    branches = (branches[0], dataclasses.replace(branches[1], options=shape))
+    return fill(PIIP(tiny_config(branches=branches))).eval()
 
 
 def classifier():
@@ -28,7 +36,7 @@ def detector():
     return fill(Detector(config, backbone)).eval()
 
 
-@pytest.mark.parametrize("build", [network, classifier, detector])
+@pytest.mark.parametrize("build", [network, rotary, classifier, detector])
 def test_round_trip_keeps_class_description_and_outputs(tmp_path, build):
     model = build()
     save_pretrained(model, tmp_path / "model", {"note": [1, 2]})

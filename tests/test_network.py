@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from piip.config import InteractionConfig, MergingConfig
 from piip.errors import ConfigError, DataError
 from piip.network import PIIP, build_on_meta
+from piip.pyramid import image_pyramid
 from tests.helpers import fill, hierarchical_config, relative_error, tiny_branch, tiny_config, tiny_network
 
 NETWORK = tiny_network()
@@ -73,6 +74,11 @@ def test_stages_of_a_single_branch():
     assert network.strides == (4.0, 8.0, 16.0, 32.0)
     assert network.out_channels == (32, 32, 64, 64)
     assert [m.shape[1] for m in network(torch.randn(1, 3, 64, 96))] == [32, 32, 64, 64]
+
+
+def test_whole_sizes_lose_no_pixel_to_rounding():
+    # 240 / 352 * 352 is 239.99999999999997 in floating point.
+    assert image_pyramid(torch.zeros(1, 3, 352, 352), (240 / 352, 1.0))[0].shape[-2:] == (240, 240)
 
 
 def test_dino_levels():
@@ -200,6 +206,7 @@ def test_frozen_branches_stay_as_they_are():
     assert any(p.grad is not None for p in network.branch(1).parameters())
     with pytest.raises(ConfigError, match="no branch 4"):
         network.freeze([4])
+    assert network.train().frozen == {1, 3}
 
 
 def test_compiles_without_graph_breaks():

@@ -41,6 +41,7 @@ class ViTBranch(Branch):
         self.num_prefix_tokens: int = trunk.num_prefix_tokens
         self.embed_dim: int = trunk.embed_dim
         self._check_depth()
+        self._check_settings()
         self._configure_blocks()
         if config.prefix_tokens and not self.num_prefix_tokens:
             raise ConfigError(f"{config.arch} has no class or register tokens; leave prefix_tokens off.")
@@ -123,6 +124,18 @@ class ViTBranch(Branch):
     def timm_names(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a published checkpoint under the names of this branch's timm class."""
         return to_timm(state_dict)
+
+    def _check_settings(self) -> None:
+        height, width = self.patch_embed.grid_size
+        if self.pos_embed is not None and height != width:
+            raise ConfigError(
+                f"img_size of {self.config.arch} gives a grid of {height} x {width} position embeddings; give the "
+                "side of a square, images may still have any shape."
+            )
+        if self.config.window_padding == "after_qkv" and self.family != "vit":
+            raise ConfigError(
+                f"{self.config.arch} pads its windows before the projection only; leave window_padding out."
+            )
 
     def _configure_blocks(self) -> None:
         rates = self.config.drop_path_rates()

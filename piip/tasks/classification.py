@@ -65,10 +65,10 @@ class ImageClassifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits (B, num_classes) of images (B, 3, H, W)."""
-        features = self.network.forward_features(self.network.pad(image))
         if self.config.head == "merged":
-            merged = self.network.merge(features)[0]
+            merged = self.network(image)[0]
             return self.heads[0](self.norms[0](merged.flatten(2).transpose(1, 2)).mean(1))
+        features = self.network.forward_features(self.network.pad(image))
         logits = [
             head(self._read(norm, tokens))
             for norm, head, tokens in zip(self.norms, self.heads, features[-1], strict=True)

@@ -189,6 +189,8 @@ def test_huggingface_internvit_names_load():
         ({"options": {"depht": 3}}, "cannot be built with options"),
         ({"arch": "convnext_tiny", "window_size": 7}, "has no window_size"),
         ({"window_size": (7, 7)}, "2 entries for 12 blocks"),
+        ({"options": {"img_size": (64, 128)}}, "a grid of 4 x 8 position embeddings"),
+        ({"arch": "vit_small_patch16_dinov3", "window_padding": "after_qkv"}, "before the projection only"),
         ({"arch": "beit_base_patch16_224", "window_size": (7,) * 6 + (14,) * 6}, r"mixes \[7, 14\]"),
     ],
 )

@@ -173,3 +173,11 @@ def test_incomplete_configurations_and_checkpoints_name_what_is_missing(shared):
 def test_no_branches_are_refused():
     with pytest.raises(CheckpointError, match="has no branch1"):
         from_official({"cls": "mmdet PIIPTwoBranch"}, {})
+
+
+def test_half_precision_checkpoints_become_float32_models(shared):
+    description, tensors = golden(shared, "det3_vit")
+    half = {key: value.bfloat16() for key, value in part(tensors, "state.").items()}
+    model = from_official(description["config"], half)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.isfinite(model(tensors["input"])[0]).all()
