@@ -6,11 +6,12 @@ reads the smallest image; the last branch is the smallest network on the largest
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal
 
-from piip.errors import ConfigError, nearest
+from piip.described import Described, FrozenDict
+from piip.errors import ConfigError
 
 WindowPadding = Literal["before_qkv", "after_qkv"]
 DropPathDecay = Literal["linear", "constant"]
@@ -18,37 +19,8 @@ InteractionAttention = Literal["deformable", "regular"]
 InteractionNorm = Literal["layernorm", "none"]
 MergingKind = Literal["none", "linear", "conv", "hierarchical"]
 
-MAX_SIZE_DIVISOR = 1024
-"""Largest multiple of pixels that an image is ever padded to (see `PIIPConfig.size_divisor`)."""
-
-
-class Described:
-    """Conversion of a frozen dataclass to and from plain dictionaries, refusing what it does not know."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the description as JSON-ready dictionaries, lists, strings and numbers."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build the description from `to_dict`'s form.
-
-        Raises:
-            ConfigError: A key is unknown, missing or holds an impossible value.
-        """
-        known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"{cls.__name__} has no key {key!r}. {nearest(key, known)}")
-        for name, spec in known.items():
-            required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
-            if required and name not in values:
-                raise ConfigError(f"{cls.__name__} needs the key {name!r}.")
-        return cls(**{key: cls._parse(key, value) for key, value in values.items()})
-
-    @classmethod
-    def _parse(cls, key: str, value: Any) -> Any:
-        return _frozen(value)
+MAX_SIZE_DIVISOR = 256
+"""Largest multiple of pixels that images are padded to by default (see `PIIPConfig.size_divisor`)."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +57,13 @@ class BranchConfig(Described):
     drop_path_rate: float = 0.0
     drop_path_decay: DropPathDecay = "linear"
     pretrained: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = FrozenDict({})
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse values that no network can have."""
-        _check_positive(self, "image_size")
-        if self.patch_size is not None:
-            _check_positive(self, "patch_size")
-        _check_choice(self, "window_padding", WindowPadding)
-        _check_choice(self, "drop_path_decay", DropPathDecay)
-        _check_rate(self, "drop_path_rate")
+        for name in ("image_size", "patch_size", "window_size"):
+            self.check_range(name, 1)
+        self.check_range("drop_path_rate", 0, 1)
         if not self.interaction_indexes:
             raise ConfigError(f"interaction_indexes of {self.arch} is empty; give at least one block range.")
         expected = 0
@@ -162,15 +131,13 @@ class InteractionConfig(Described):
     drop_path_rate: float = 0.4
     links: tuple[tuple[int, int], ...] | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse values that no network can have."""
-        _check_choice(self, "attention", InteractionAttention)
-        _check_choice(self, "norm", InteractionNorm)
-        for name in ("num_heads", "num_points", "value_ratio"):
-            _check_positive(self, name)
-        if self.ffn_ratio is not None:
-            _check_positive(self, "ffn_ratio")
-        _check_rate(self, "drop_path_rate")
+        for name in ("num_heads", "num_points"):
+            self.check_range(name, 1)
+        for name in ("value_ratio", "ffn_ratio"):
+            self.check_range(name, 0, above=True)
+        self.check_range("drop_path_rate", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -192,9 +159,8 @@ class MergingConfig(Described):
     pyramid_levels: tuple[int, ...] = (1, 2, 3, 4)
     out_interactions: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse levels that do not exist."""
-        _check_choice(self, "kind", MergingKind)
         levels = self.pyramid_levels
         if list(levels) != sorted(set(levels)) or not set(levels) <= {1, 2, 3, 4}:
             raise ConfigError(f"pyramid_levels is {levels}; give a rising selection of 1, 2, 3, 4.")
@@ -222,7 +188,9 @@ class PIIPConfig(Described):
         shared_weights: All branches are one network that reads the image at several sizes.
         size_divisor: The image is padded at the bottom and right with zeros to a multiple of this many pixels,
             and the maps are cropped back. None chooses the smallest multiple at which every branch has whole
-            tokens; 1 pads nothing and drops incomplete tokens, as the original does.
+            tokens or, where that is above `MAX_SIZE_DIVISOR`, at which the output branch has (the others drop
+            incomplete ones at the far edges). 1 pads nothing and drops incomplete tokens everywhere, as the
+            original does.
     """
 
     branches: tuple[BranchConfig, ...]
@@ -231,7 +199,7 @@ class PIIPConfig(Described):
     shared_weights: bool = False
     size_divisor: int | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse branches that do not fit together."""
         if not self.branches:
             raise ConfigError("branches is empty; a network needs at least one branch.")
@@ -242,8 +210,7 @@ class PIIPConfig(Described):
                 f"interaction_indexes must have the same number of ranges in every branch, got {listed}; "
                 f"the nearest common number is {min(counts)}."
             )
-        if self.size_divisor is not None:
-            _check_positive(self, "size_divisor")
+        self.check_range("size_divisor", 1)
         self._check_links()
         self._check_merging()
         first = self.branches[0]
@@ -284,24 +251,6 @@ class PIIPConfig(Described):
         neighbours = [(a, a + 1) for a in range(1, self.num_branches)]
         return tuple(link for a, b in neighbours for link in ((b, a), (a, b)))
 
-    def replace(self, **changes: Any) -> "PIIPConfig":
-        """Return a copy with some fields changed.
-
-        Raises:
-            ConfigError: A field is unknown or the result is impossible.
-        """
-        return type(self).from_dict(self.to_dict() | {key: _plain(value) for key, value in changes.items()})
-
-    @classmethod
-    def _parse(cls, key: str, value: Any) -> Any:
-        if key == "branches":
-            return tuple(b if isinstance(b, BranchConfig) else BranchConfig.from_dict(b) for b in value)
-        if key == "interaction" and isinstance(value, Mapping):
-            return InteractionConfig.from_dict(value)
-        if key == "merging" and isinstance(value, Mapping):
-            return MergingConfig.from_dict(value)
-        return value
-
     def _check_links(self) -> None:
         links = self.links()
         for source, target in links:
@@ -328,24 +277,20 @@ class PIIPConfig(Described):
             raise ConfigError(f"out_interactions is {outs}; give rising numbers from 0 to {last - 1}.")
 
 
-def common_size_divisor(scales: tuple[float, ...], strides: tuple[int, ...]) -> int:
+def common_size_divisor(scales: Sequence[float], strides: Sequence[int]) -> int | None:
     """Return the smallest number of pixels whose multiples give every branch whole tokens.
 
     Args:
         scales: Image side of every branch relative to the input's.
         strides: Coarsest stride of every branch, in pixels of its own image.
 
-    Raises:
-        ConfigError: There is none up to `MAX_SIZE_DIVISOR` pixels.
+    Returns:
+        The number, or None if there is none up to `MAX_SIZE_DIVISOR`.
     """
     for divisor in range(min(strides), MAX_SIZE_DIVISOR + 1):
         if all(_is_multiple(divisor * scale, stride) for scale, stride in zip(scales, strides, strict=True)):
             return divisor
-    raise ConfigError(
-        f"image_size ratios {', '.join(f'{s:.4g}' for s in scales)} have no common multiple of whole tokens "
-        f"up to {MAX_SIZE_DIVISOR} pixels; choose sizes with simpler ratios, such as multiples of 112, or set "
-        "size_divisor yourself (1 = drop incomplete tokens)."
-    )
+    return None
 
 
 def even_ranges(depth: int, count: int) -> tuple[tuple[int, int], ...]:
@@ -363,39 +308,3 @@ def even_ranges(depth: int, count: int) -> tuple[tuple[int, int], ...]:
 def _is_multiple(size: float, stride: int) -> bool:
     tokens = size / stride
     return tokens >= 1 - 1e-9 and math.isclose(tokens, round(tokens), abs_tol=1e-6)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Described):
-        return value.to_dict()
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _frozen(item) for key, item in value.items()}
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def _check_positive(config: Any, name: str) -> None:
-    value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ConfigError(f"{type(config).__name__}.{name} is {value!r}; give a number above 0.")
-
-
-def _check_rate(config: Any, name: str) -> None:
-    value = getattr(config, name)
-    if not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ConfigError(f"{type(config).__name__}.{name} is {value!r}; give a rate from 0 to below 1.")
-
-
-def _check_choice(config: Any, name: str, choices: Any) -> None:
-    value = getattr(config, name)
-    if value not in get_args(choices):
-        raise ConfigError(
-            f"{type(config).__name__}.{name} is {value!r}. {nearest(str(value), get_args(choices))}"
-        )

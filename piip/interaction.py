@@ -35,7 +35,7 @@ class DeformableAttention(nn.Module):
         self, query_dim: int, feature_dim: int, num_heads: int, num_points: int, value_ratio: float
     ) -> None:
         super().__init__()
-        value_dim = int(query_dim * value_ratio)
+        value_dim = _share(query_dim, value_ratio, "value_ratio")
         if query_dim % num_heads or value_dim % num_heads:
             raise ConfigError(
                 f"num_heads is {num_heads}, which does not divide the width {query_dim} and its values' width "
@@ -173,8 +173,9 @@ class Injector(nn.Module):
         else:
             self.attn = RegularAttention(query_dim, feature_dim, config.num_heads)
         self.attn_gate = nn.Parameter(torch.zeros(query_dim))
-        self.ffn = ConvFFN(query_dim, int(query_dim * config.ffn_ratio)) if config.ffn_ratio else None
-        if self.ffn is not None:
+        self.ffn: ConvFFN | None = None
+        if config.ffn_ratio is not None:
+            self.ffn = ConvFFN(query_dim, _share(query_dim, config.ffn_ratio, "ffn_ratio"))
             self.ffn_norm = _norm(query_dim, config)
             self.ffn_gate = nn.Parameter(torch.zeros(query_dim))
             self.drop_path = DropPath(config.drop_path_rate)
@@ -261,6 +262,16 @@ def reference_points(grid: Grid, like: Tensor) -> Tensor:
     y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
     x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
     return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).flatten(0, 1)
+
+
+def _share(dim: int, ratio: float, name: str) -> int:
+    """Return a share of a width, rounded down."""
+    share = int(dim * ratio)
+    if share < 1:
+        raise ConfigError(
+            f"{name} is {ratio}, which leaves nothing of the width {dim}; give at least {1 / dim:.4f}."
+        )
+    return share
 
 
 def _norm(dim: int, config: InteractionConfig) -> nn.Module:

@@ -33,15 +33,16 @@ class Merging(nn.Module):
         self.weights = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in dims)
 
     def forward(self, tokens: Sequence[Tokens]) -> Tensor:
-        """Return the merged map (B, D_1, H, W)."""
+        """Return the merged map (B, D_1, H, W), resized and summed in at least float32 (SPEC 7.1)."""
         grid = tokens[self.output_branch].grid
-        merged = None
-        for branch, projection, weight in zip(tokens, self.projections, self.weights, strict=True):
-            feature = resize_map(projection(branch.to_map()), grid) * weight
-            merged = feature if merged is None else merged + feature
-        if merged is None:
-            raise ValueError("There are no branches to merge.")
-        return merged
+        maps = [
+            projection(branch.to_map()) for branch, projection in zip(tokens, self.projections, strict=True)
+        ]
+        weighted = [
+            _resize(at_least_float32(feature), grid) * weight
+            for feature, weight in zip(maps, self.weights, strict=True)
+        ]
+        return sum(weighted[1:], start=weighted[0]).to(maps[0].dtype)
 
 
 class PyramidLevel(nn.Sequential):
@@ -85,10 +86,13 @@ class Upsample(nn.ConvTranspose2d):
 
 def resize_map(feature: Tensor, size: Sequence[int]) -> Tensor:
     """Resize a map (B, D, H, W) bilinearly to ``size``; in at least float32, returned in its own dtype."""
+    return _resize(at_least_float32(feature), size).to(feature.dtype)
+
+
+def _resize(feature: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(feature.shape[-2:]) == tuple(size):
         return feature
-    resized = F.interpolate(at_least_float32(feature), size=tuple(size), mode="bilinear", align_corners=False)
-    return resized.to(feature.dtype)
+    return F.interpolate(feature, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def _projection(kind: MergingKind, index: int, dim: int, out_dim: int) -> nn.Sequential:

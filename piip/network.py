@@ -80,7 +80,7 @@ class PIIP(nn.Module):
         Returns:
             One map per pyramid level, finest first, (B, C, ceil(H / stride), ceil(W / stride)); a single map if
             the pyramid has no levels; one map per branch (branch 1 first) if branches are not merged. With
-            ``size_divisor=1`` (converted and published models) incomplete tokens are dropped instead.
+            ``size_divisor=1`` (converted models) incomplete tokens are dropped instead.
 
         Raises:
             DataError: The image has the wrong shape or is too small for a branch.
@@ -212,7 +212,7 @@ class PIIP(nn.Module):
         strides = [max(self.branch(index).strides) for index in range(self.config.num_branches)]
         if any(isinstance(level, PyramidLevel) and level.scale < 1 for level in self.levels):
             strides[self.config.output_branch] *= 2
-        return common_size_divisor(self.config.scales(), tuple(strides))
+        return common_size_divisor(self.config.scales(), strides) or strides[self.config.output_branch]
 
     def _check_size(self, image: Tensor, index: int, arch: str) -> None:
         stride = max(self.branch(index).strides)

@@ -1,7 +1,6 @@
 """A trained model that takes image files: load it, call ``predict``, look at the result."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +70,7 @@ class Predictor:
 
     def save(self, folder: str | Path) -> None:
         """Save the model and how it reads images, for `load`."""
-        metadata = {"image": asdict(self.image), "category_ids": list(self.category_ids)}
+        metadata = {"image": self.image.to_dict(), "category_ids": list(self.category_ids)}
         save_pretrained(self.detector, folder, metadata)
 
     @torch.inference_mode()
@@ -106,10 +105,8 @@ def load(source: str | Path, device: str | torch.device = "auto") -> Predictor:
             f"{folder} holds a {type(model).__name__} without image settings, which cannot predict; give the "
             "folder of a training run or of a converted detector."
         )
-    image: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in metadata["image"].items()
-    }
-    return Predictor(model, ImageConfig(**image), tuple(metadata.get("category_ids", ())), device)
+    image = ImageConfig.from_dict(metadata["image"])
+    return Predictor(model, image, tuple(metadata.get("category_ids", ())), device)
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -5,7 +5,7 @@ from typing import Any
 
 import timm
 from timm.models.eva import Eva, EvaBlock
-from torch import Tensor
+from torch import Tensor, nn
 
 from piip.branches.vit import ViTBranch, create_timm
 from piip.branches.windows import windowed
@@ -32,6 +32,9 @@ class EvaBranch(ViTBranch):
                 "branch supports; choose a DINOv3 or EVA-02 architecture."
             )
         self.rope = trunk.rope
+        for index, size in enumerate(self.config.window_sizes()[: len(trunk.blocks)]):
+            if size is not None:
+                trunk.blocks[index] = WindowedEvaBlock(trunk.blocks[index], size)
         return trunk
 
     def trunk_options(self) -> dict[str, Any]:
@@ -49,11 +52,10 @@ class EvaBranch(ViTBranch):
 
     def run_block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
         """Run one block on tokens (B, P + H * W, D)."""
-        size = self.config.window_sizes()[index]
         block = self.blocks[index]
-        if size is None:
-            return self._call(block, x, self._rotation(grid, grid))
-        return self._call(_WindowedEvaBlock(block, size), x, grid, self._rotation(grid, (size, size)))
+        if isinstance(block, WindowedEvaBlock):
+            return self._call(block, x, grid, self._rotation(grid, (block.window_size,) * 2))
+        return self._call(block, x, self._rotation(grid, grid))
 
     def timm_names(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the checkpoint as it is: timm's Eva has its own names for layer scales."""
@@ -70,15 +72,24 @@ class EvaBranch(ViTBranch):
         return rotation.unflatten(-2, (rows, columns))[..., : part[0], : part[1], :].flatten(-3, -2)
 
 
-class _WindowedEvaBlock:
-    """Runs a timm EvaBlock with its attention inside windows."""
+class WindowedEvaBlock(nn.Module):
+    """The parts of a timm EvaBlock, under their own names, with the attention inside windows.
 
-    def __init__(self, block: EvaBlock, size: int) -> None:
-        self.block, self.size = block, size
+    Args:
+        block: The block whose parts it takes over.
+        window_size: Side of the windows in tokens.
+    """
 
-    def __call__(self, x: Tensor, grid: Grid, rotation: Tensor | None) -> Tensor:
-        block = self.block
-        attended = windowed(lambda w: block.attn(w, rope=rotation), block.norm1(x), grid, self.size)
-        x = x + block.drop_path1(attended if block.gamma_1 is None else block.gamma_1 * attended)
-        hidden = block.mlp(block.norm2(x))
-        return x + block.drop_path2(hidden if block.gamma_2 is None else block.gamma_2 * hidden)
+    def __init__(self, block: EvaBlock, window_size: int) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.norm1, self.attn, self.gamma_1 = block.norm1, block.attn, block.gamma_1
+        self.norm2, self.mlp, self.gamma_2 = block.norm2, block.mlp, block.gamma_2
+        self.drop_path1, self.drop_path2 = block.drop_path1, block.drop_path2
+
+    def forward(self, x: Tensor, grid: Grid, rotation: Tensor | None) -> Tensor:
+        """Transform tokens (B, H * W, D) of a grid (H, W) with the rotation of a window's places."""
+        attended = windowed(lambda w: self.attn(w, rope=rotation), self.norm1(x), grid, self.window_size)
+        x = x + self.drop_path1(attended if self.gamma_1 is None else self.gamma_1 * attended)
+        hidden = self.mlp(self.norm2(x))
+        return x + self.drop_path2(hidden if self.gamma_2 is None else self.gamma_2 * hidden)

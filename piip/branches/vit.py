@@ -188,6 +188,8 @@ def create_timm(arch: str, expected: type[nn.Module], options: Mapping[str, Any]
 
 
 def set_drop_path(block: nn.Module, rate: float) -> None:
-    """Give both residual branches of a transformer block a stochastic depth rate."""
-    block.drop_path1 = DropPath(rate) if rate else nn.Identity()
-    block.drop_path2 = DropPath(rate) if rate else nn.Identity()
+    """Give every residual branch of a transformer block (parallel ones have several) a stochastic depth rate."""
+    places = [name.rpartition(".") for name, _ in block.named_modules()]
+    for parent, _, name in places:
+        if name.startswith("drop_path"):
+            setattr(block.get_submodule(parent), name, DropPath(rate) if rate else nn.Identity())

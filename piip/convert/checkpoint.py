@@ -36,7 +36,7 @@ def convert_checkpoint(
     """
     state = read_state_dict(path)
     inside, heads = split_backbone(state)
-    config = with_released_widths(config, inside)
+    config = with_released_widths(config, inside).replace(size_divisor=1)  # as the original
     with torch.device("meta"):
         network = PIIP(config)
     translated, unknown = translate_network(inside, network)

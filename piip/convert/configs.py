@@ -35,6 +35,12 @@ def network_config(config: Config, state: State) -> PIIPConfig:
             "The three-branch segmentation class resizes from branch 2, which no released model uses; only two "
             "branches can be converted."
         )
+    sizes = [branch[_size_key(project)] for branch in branches]
+    if max(sizes) > sizes[-1]:
+        raise CheckpointError(
+            f"The last branch reads {sizes[-1]} pixels and another one {max(sizes)}; the original merges at the "
+            "last branch's grid and piip at the largest, so such a network cannot be converted."
+        )
     return PIIPConfig(
         branches=tuple(
             _branch_config(project, branch, _inside(state, index), config)
@@ -55,6 +61,10 @@ def sub_project(config: Config) -> str:
             "mmseg, classification or llava."
         )
     return project
+
+
+def _size_key(project: str) -> str:
+    return "img_size" if project in {"classification", "llava"} else "real_size"
 
 
 def _branch_dicts(config: Config) -> list[Config]:
@@ -101,7 +111,7 @@ def _merging_config(project: str, config: Config) -> MergingConfig:
 def _branch_config(project: str, branch: Config, state: State, config: Config) -> BranchConfig:
     ranges = tuple((first, last) for first, last in branch["interaction_indexes"])
     common: dict[str, Any] = {
-        "image_size": branch["img_size" if project in {"classification", "llava"} else "real_size"],
+        "image_size": branch[_size_key(project)],
         "interaction_indexes": ranges,
         "drop_path_rate": branch.get("drop_path_rate", 0.0),
     }

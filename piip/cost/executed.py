@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
 from piip.cost.attribution import Attribution
@@ -188,8 +188,13 @@ def _operations_per_value(macs: int) -> Callable[..., int]:
     return formula
 
 
-# FlopCounterMode counts two operations per multiply-accumulate.
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# FlopCounterMode counts two operations per multiply-accumulate; that of torch 2.11 knows no attention on CPUs.
 _FORMULAS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten.grid_sampler_2d: _operations_per_value(5),
     torch.ops.aten.upsample_bilinear2d: _operations_per_value(4),
     torch.ops.aten.upsample_bicubic2d: _operations_per_value(16),

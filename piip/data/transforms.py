@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from torchvision.transforms.v2 import functional as tvf
 
 from piip.data.geometry import scale_factor
 from piip.data.resize import Method, keep_ratio_size, resize_image, resize_mask
-from piip.errors import ConfigError, nearest
+from piip.described import Described
+from piip.errors import ConfigError
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -31,7 +32,7 @@ _UNLIMITED = 10**9
 
 
 @dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(Described):
     """How an image file becomes the network's input.
 
     Attributes:
@@ -47,19 +48,14 @@ class ImageConfig:
     scale: tuple[int, int] = (1333, 800)
     resize: Method = "fast"
 
-    def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ConfigError(
-                f"mean and std need three numbers, std above 0; got {self.mean} and {self.std}."
-            )
-        if len(self.scale) != 2 or min(self.scale) < 1:
-            raise ConfigError(f"scale needs the long and the short side in pixels, got {self.scale}.")
-        if self.resize not in get_args(Method):
-            raise ConfigError(f"Unknown resize {self.resize!r}. {nearest(self.resize, get_args(Method))}")
+    def check(self) -> None:
+        """Refuse numbers that no image can have."""
+        self.check_range("std", 0, above=True)
+        self.check_range("scale", 1)
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Described):
     """Random changes of the training images.
 
     Attributes:
@@ -77,17 +73,15 @@ class AugmentConfig:
     factor: float = 1.0
     crop: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.policy not in ("resize", "detr"):
+    def check(self) -> None:
+        """Refuse numbers that no image can have."""
+        self.check_range("flip", 0, 1, closed=True)
+        self.check_range("factor", 0, above=True)
+        self.check_range("crop", 1)
+        if any(min(scale) < 1 for scale in self.scales):
             raise ConfigError(
-                f"Unknown augmentation {self.policy!r}. {nearest(self.policy, ('resize', 'detr'))}"
+                f"scales holds sides below one pixel: {self.scales}; give long and short sides."
             )
-        if not 0 <= self.flip <= 1:
-            raise ConfigError(f"flip is a probability between 0 and 1, got {self.flip}.")
-        if self.factor <= 0 or (self.crop is not None and self.crop < 1):
-            raise ConfigError(f"factor and crop must be above 0, got {self.factor} and {self.crop}.")
-        if any(len(scale) != 2 or min(scale) < 1 for scale in self.scales):
-            raise ConfigError(f"scales needs pairs of long and short side in pixels, got {self.scales}.")
 
     @classmethod
     def grid(cls, side: int, flip: float = 0.5) -> "AugmentConfig":

@@ -46,7 +46,7 @@ def pyramid(
         networks[letter].branch(size, num_interactions, window, prefix_tokens, **(options or {}))
         for letter, size, window in zip(letters, sizes, windows, strict=True)
     ]
-    return PIIPConfig(tuple(reversed(branches)), interaction, merging, size_divisor=1)
+    return PIIPConfig(tuple(reversed(branches)), interaction, merging)
 
 
 def single(
@@ -56,7 +56,7 @@ def single(
     merging = merging or MergingConfig("none")
     stages = len(merging.out_interactions) + 1
     branch = network.branch(size, stages, window_size, prefix_tokens=merging == MAPS)
-    return PIIPConfig((branch,), None, merging, size_divisor=1)
+    return PIIPConfig((branch,), None, merging)
 
 
 def vitdet_windows(network: Network, size: int) -> Windows:

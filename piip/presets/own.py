@@ -26,14 +26,13 @@ DINOV3 = {
 
 
 def configs() -> Iterator[tuple[str, PIIPConfig]]:
-    """Yield our own networks by name. They pad images to whole tokens."""
+    """Yield our own networks by name."""
     yield "piip_nano", _narrow(depth=4)
     yield "piip_nano_deit", _narrow(depth=12)
-    yield "piip_tsb_512_384_256", _padded(pyramid("tsb", (512, 384, 256)))
+    yield "piip_tsb_512_384_256", pyramid("tsb", (512, 384, 256))
     for letters, sizes in (("tsb", (1024, 768, 512)), ("sbl", (1024, 768, 512))):
         windows = [vitdet_windows(DINOV3[letter], 16) for letter in letters]
-        config = pyramid(letters, sizes, DINOV3, windows)
-        yield name_of(letters, sizes, "dinov3"), _padded(config)
+        yield name_of(letters, sizes, "dinov3"), pyramid(letters, sizes, DINOV3, windows)
 
 
 def _narrow(depth: int) -> PIIPConfig:
@@ -53,8 +52,4 @@ def _narrow(depth: int) -> PIIPConfig:
     networks["t"] = replace(DEIT["t"], depth=depth, pretrained=DEIT["t"].pretrained if depth == 12 else None)
     options = {} if depth == 12 else {"depth": depth}
     networks["t"] = replace(networks["t"], options=dict(DEIT["t"].options) | options)
-    return _padded(pyramid("nut", NANO_SIZES, networks, num_interactions=4, interaction=NARROW))
-
-
-def _padded(config: PIIPConfig) -> PIIPConfig:
-    return config.replace(size_divisor=None)
+    return pyramid("nut", NANO_SIZES, networks, num_interactions=4, interaction=NARROW)

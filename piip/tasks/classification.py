@@ -1,14 +1,16 @@
 """Image classification heads (SPEC 8)."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from piip.config import Described, PIIPConfig
+from piip.config import PIIPConfig
+from piip.described import Described
 from piip.errors import ConfigError
 from piip.network import PIIP
+from piip.pyramid import crop_to_image
 from piip.tokens import Tokens
 
 ClassificationHead = Literal["merged", "branch_heads"]
@@ -24,22 +26,17 @@ class ClassifierConfig(Described):
     Attributes:
         num_classes: Number of classes.
         head: ``merged``: one head on the mean of the merged map; ``branch_heads``: a head per branch, averaged.
-        token: What a branch head reads. The released models were trained on the top-left patch token.
+        token: What a branch head reads. The released models were trained on the top-left patch token. A merged
+            head reads the mean of the map.
     """
 
     num_classes: int
     head: ClassificationHead = "branch_heads"
     token: HeadToken = "first_patch"
 
-    def __post_init__(self) -> None:
-        """Refuse what no head can have."""
-        if self.num_classes < 1:
-            raise ConfigError(f"num_classes is {self.num_classes}; a classifier needs at least one class.")
-        for name, choices in (("head", ClassificationHead), ("token", HeadToken)):
-            if getattr(self, name) not in get_args(choices):
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}; choose from {', '.join(get_args(choices))}."
-                )
+    def check(self) -> None:
+        """Refuse a head without classes."""
+        self.check_range("num_classes", 1)
 
 
 class ImageClassifier(nn.Module):
@@ -68,16 +65,18 @@ class ImageClassifier(nn.Module):
         if self.config.head == "merged":
             merged = self.network(image)[0]
             return self.heads[0](self.norms[0](merged.flatten(2).transpose(1, 2)).mean(1))
-        features = self.network.forward_features(self.network.pad(image))
+        padded = self.network.pad(image)
+        branches = self.network.forward_features(padded)[-1]
+        sizes = padded.shape[-2:], image.shape[-2:]
         logits = [
-            head(self._read(norm, tokens))
-            for norm, head, tokens in zip(self.norms, self.heads, features[-1], strict=True)
+            head(self._read(norm, tokens, *sizes))
+            for norm, head, tokens in zip(self.norms, self.heads, branches, strict=True)
         ]
         return torch.stack(logits).mean(0)
 
-    def _read(self, norm: nn.Module, tokens: Tokens) -> Tensor:
+    def _read(self, norm: nn.Module, tokens: Tokens, padded: torch.Size, size: torch.Size) -> Tensor:
         if self.config.token == "mean":
-            return norm(tokens.x).mean(1)
+            return norm(crop_to_image(tokens.to_map(), padded, size).flatten(2).transpose(1, 2)).mean(1)
         if self.config.token == "class" and tokens.prefix is not None:
             return norm(tokens.prefix[:, 0])
         return norm(tokens.x[:, 0])

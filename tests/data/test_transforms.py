@@ -190,13 +190,13 @@ def test_same_seed_same_sample_and_the_outer_state_is_untouched():
 @pytest.mark.parametrize(
     ("build", "text"),
     [
-        (lambda: ImageConfig(std=(1, 0, 1)), "std above 0"),
-        (lambda: ImageConfig(scale=(0, 5)), "long and the short side"),
+        (lambda: ImageConfig(std=(1, 0, 1)), r"std is \(1.0, 0.0, 1.0\); give a number above 0"),
+        (lambda: ImageConfig(scale=(0, 5)), r"scale is \(0, 5\); give a number from 1"),
         (lambda: ImageConfig(resize="fats"), "Did you mean 'fast'"),
         (lambda: AugmentConfig(policy="detrr"), "Did you mean 'detr'"),
-        (lambda: AugmentConfig(flip=1.5), "probability"),
+        (lambda: AugmentConfig(flip=1.5), "flip is 1.5; give a number from 0 to 1"),
         (lambda: AugmentConfig(factor=0), "above 0"),
-        (lambda: AugmentConfig(scales=((1, 0),)), "pairs"),
+        (lambda: AugmentConfig(scales=((1, 0),)), "sides below one pixel"),
     ],
 )
 def test_impossible_settings_are_refused(build, text):
