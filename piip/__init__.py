@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from piip.convert import from_official
     from piip.factory import build, create_model
     from piip.hub import from_pretrained, save_pretrained
-    from piip.network import PIIP
+    from piip.network import PIIP, build_on_meta
     from piip.predict import Predictor, load
     from piip.presets import get_config, list_models
     from piip.tasks.classification import ClassifierConfig, ImageClassifier
@@ -25,7 +25,7 @@ _HOMES = {
     "piip.convert": ("from_official",),
     "piip.factory": ("build", "create_model"),
     "piip.hub": ("from_pretrained", "save_pretrained"),
-    "piip.network": ("PIIP",),
+    "piip.network": ("PIIP", "build_on_meta"),
     "piip.predict": ("Predictor", "load"),
     "piip.presets": ("get_config", "list_models"),
     "piip.tasks.classification": ("ClassifierConfig", "ImageClassifier"),
@@ -47,6 +47,7 @@ __all__ = [
     "Predictor",
     "__version__",
     "build",
+    "build_on_meta",
     "create_model",
     "from_official",
     "from_pretrained",

@@ -1,8 +1,10 @@
 """Models by name, and models from a list of timm names."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import timm
 import torch
 
 from piip.branches import build_branch, family_of
@@ -11,6 +13,9 @@ from piip.errors import ConfigError
 from piip.network import PIIP
 from piip.presets import get_config
 from piip.weights import load_pretrained
+
+DEFORMABLE = InteractionConfig()
+"""The interactions of the paper."""
 
 
 def create_model(name: str, pretrained: bool = False, **changes: Any) -> PIIP:
@@ -41,7 +46,7 @@ def build(
     patch_size: int | None = 16,
     prefix_tokens: bool = False,
     drop_path_rate: float = 0.0,
-    interaction: InteractionConfig | None = None,
+    interaction: InteractionConfig | None = DEFORMABLE,
     merging: MergingConfig | None = None,
     shared_weights: bool = False,
 ) -> PIIP:
@@ -49,7 +54,7 @@ def build(
 
     Args:
         archs: timm names, smallest network first; a tag (``deit3_small_patch16_224.fb_in22k_ft_in1k``) names the
-            weights that ``pretrained`` loads.
+            weights that ``pretrained`` loads, timm's default ones if there is none.
         sizes: Image sides in pixels, in the order of ``archs``: the smallest network reads the largest image.
         pretrained: Load the branches' pretrained weights.
         num_interactions: Number of interactions; default: the number of blocks of the shallowest network.
@@ -57,7 +62,7 @@ def build(
         patch_size: Patch side that all transformers are brought to; None keeps their own.
         prefix_tokens: Carry class and register tokens through the blocks.
         drop_path_rate: Stochastic depth rate of every branch.
-        interaction: How branches interact; the paper's by default.
+        interaction: How branches interact; the paper's way by default, None = not at all.
         merging: How they merge; by default the detection pyramid, hierarchical if a ConvNeXt reads the largest
             image.
         shared_weights: One network reads all sizes (all ``archs`` must be the same).
@@ -74,7 +79,7 @@ def build(
     names = [name.split(".")[0] for name in archs]
     families = [family_of(name) for name in names]
     depths = [family.count_blocks(name, {}) for family, name in zip(families, names, strict=True)]
-    count = num_interactions or min(depths)
+    count = min(depths) if num_interactions is None else num_interactions
     branches = []
     for arch, name, family, depth, size in zip(archs, names, families, depths, sizes, strict=True):
         convolutional = family.family == "convnext"
@@ -87,12 +92,12 @@ def build(
                 window_size=None if convolutional else window_size,
                 prefix_tokens=prefix_tokens and not convolutional,
                 drop_path_rate=drop_path_rate,
-                pretrained=arch if "." in arch else None,
+                pretrained=_weights_of(arch),
             )
         )
     config = PIIPConfig(
         branches=tuple(reversed(branches)),
-        interaction=interaction or InteractionConfig(),
+        interaction=interaction,
         merging=merging or _suitable_merging(branches),
         shared_weights=shared_weights,
     )
@@ -101,22 +106,35 @@ def build(
 
 
 def load_branches(model: PIIP) -> PIIP:
-    """Load the pretrained weights that a network's description names.
+    """Load the pretrained weights that a network's description names, warning of branches that name none.
 
     Raises:
-        ConfigError: A branch names none.
+        ConfigError: No branch names any.
         CheckpointError: Weights cannot be loaded.
     """
-    for number, (branch, config) in enumerate(
-        zip(model.branches, model.config.branches, strict=False), start=1
-    ):
-        if config.pretrained is None:
-            raise ConfigError(
-                f"Branch {number} ({config.arch}) names no pretrained weights; add a tag to the timm name or set "
-                "`pretrained` to a file."
-            )
-        load_pretrained(branch, config.pretrained)  # type: ignore[arg-type]
+    configs = model.config.branches[: len(model.branches)]  # shared weights are loaded once
+    without = [f"branch {n} ({c.arch})" for n, c in enumerate(configs, start=1) if c.pretrained is None]
+    if len(without) == len(configs):
+        raise ConfigError(
+            f"There are no pretrained weights by name for {', '.join(without)}; set `pretrained` of a branch to a "
+            "file, or leave pretrained off."
+        )
+    if without:
+        warnings.warn(
+            f"No pretrained weights are named for {', '.join(without)}: random start.", stacklevel=3
+        )
+    for branch, config in zip(model.branches, configs, strict=True):
+        if config.pretrained is not None:
+            load_pretrained(branch, config.pretrained)  # type: ignore[arg-type]
     return model
+
+
+def _weights_of(arch: str) -> str | None:
+    """Return the weights that a timm name means, with timm's default tag where it has none."""
+    if "." in arch:
+        return arch
+    known = timm.models.get_pretrained_cfg(arch)
+    return f"{arch}.{known.tag}" if known is not None and known.has_weights else None
 
 
 def _suitable_merging(branches: Sequence[BranchConfig]) -> MergingConfig:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from torch import Tensor, nn
+from torch import nn
 
 from piip._version import __version__
 from piip.config import PIIPConfig
@@ -17,9 +17,11 @@ from piip.files import cannot_write
 from piip.network import PIIP
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
 from piip.tasks.detection import Detector, DetectorConfig
-from piip.weights import load_exactly, read_safetensors
+from piip.weights import download, load_exactly, read_shards
 
 CONFIG_NAME = "config.json"
+MODEL_FOLDER = "model"
+"""Where a training run keeps its best model."""
 MAX_SHARD_SIZE = "5GB"
 
 
@@ -38,17 +40,17 @@ def save_pretrained(
         push_to: Repository on the Hugging Face Hub to upload to as well.
 
     Raises:
-        ConfigError: piip cannot describe this kind of model.
+        ConfigError: piip cannot describe this kind of model, or the metadata is no JSON.
         PiipError: The folder cannot be written.
     """
     folder = Path(folder)
-    description = describe(model) | {"piip_version": __version__, "metadata": dict(metadata or {})}
+    description = _as_json(describe(model) | {"piip_version": __version__, "metadata": dict(metadata or {})})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
             temporary = Path(name)
             save_torch_state_dict(model.state_dict(), temporary, max_shard_size=MAX_SHARD_SIZE)
-            (temporary / CONFIG_NAME).write_text(json.dumps(description, indent=2, allow_nan=False) + "\n")
+            (temporary / CONFIG_NAME).write_text(description, encoding="utf-8")
             mode = (temporary / CONFIG_NAME).stat().st_mode  # weights are written readable by the owner alone
             # A folder without its description is not taken for a model: it goes first and comes last.
             (folder / CONFIG_NAME).unlink(missing_ok=True)
@@ -63,12 +65,15 @@ def save_pretrained(
         _push(folder, push_to)
 
 
-def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def from_pretrained(
+    source: str | Path, device: str | torch.device = "cpu", revision: str | None = None
+) -> nn.Module:
     """Load a model that `save_pretrained` wrote.
 
     Args:
-        source: A folder, or ``owner/name`` of a repository on the Hugging Face Hub.
+        source: A folder, a training run, or ``owner/name`` of a repository on the Hugging Face Hub.
         device: Where the tensors go.
+        revision: Branch, tag or commit of the repository.
 
     Returns:
         The model in evaluation mode.
@@ -76,14 +81,11 @@ def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> n
     Raises:
         CheckpointError: There is no model, it is damaged, or its tensors do not fit its description.
     """
-    folder = find_folder(source)
+    folder = find_folder(source, revision)
     description = read_description(folder)
     with torch.device("meta"):
         model = _build(description, folder)
-    state: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        state |= read_safetensors(path)
-    load_exactly(model, state)
+    load_exactly(model, read_shards(folder, "model*.safetensors"))
     return model.to(device).eval()
 
 
@@ -107,27 +109,20 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def find_folder(source: str | Path) -> Path:
-    """Return the local folder of a model, downloading it from the Hub if it is not a path.
+def find_folder(source: str | Path, revision: str | None = None) -> Path:
+    """Return the local folder of a model: of a training run, the model inside; else from the Hub.
 
     Raises:
         CheckpointError: There is no such folder and the Hub has none either.
     """
     folder = Path(source)
     if folder.is_dir():
-        return folder
+        inside = folder / MODEL_FOLDER
+        return inside if (inside / CONFIG_NAME).is_file() else folder
     name = str(source)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(f"There is no model folder {source}; check the path.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
-    except Exception as error:
-        raise CheckpointError(
-            f"{name} is no folder here and could not be downloaded from the Hub ({type(error).__name__}); check "
-            "the name and the network."
-        ) from error
+    return download(name, ["*.safetensors", "*.json"], revision)
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -170,6 +165,15 @@ def _build(description: Mapping[str, Any], folder: Path) -> nn.Module:
     raise CheckpointError(
         f"{folder / CONFIG_NAME} describes a {kind!r}, which this version of piip does not know."
     )
+
+
+def _as_json(description: dict[str, Any]) -> str:
+    try:
+        return json.dumps(description, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The metadata cannot be saved ({error}); give numbers, texts, lists and dictionaries."
+        ) from error
 
 
 def _push(folder: Path, repo: str) -> None:

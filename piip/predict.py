@@ -84,20 +84,19 @@ class Predictor:
         return Detections(instances.cpu().filter(score), self.classes, self.category_ids, path, number)
 
 
-def load(source: str | Path, device: str | torch.device = "auto") -> Predictor:
+def load(source: str | Path, device: str | torch.device = "auto", revision: str | None = None) -> Predictor:
     """Load a trained detector.
 
     Args:
         source: A run folder, the folder of a saved model, or ``owner/name`` on the Hugging Face Hub.
         device: Where it runs; ``auto`` takes a GPU if there is one.
+        revision: Branch, tag or commit of the repository on the Hub.
 
     Raises:
         CheckpointError: There is no detector, or it is damaged.
         ConfigError: The device is not there.
     """
-    folder = find_folder(source)
-    if (folder / "model" / "config.json").is_file():  # a run folder keeps its best model inside
-        folder = folder / "model"
+    folder = find_folder(source, revision)
     metadata = read_description(folder).get("metadata", {})
     model = from_pretrained(folder)
     if not isinstance(model, Detector) or "image" not in metadata:

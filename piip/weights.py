@@ -22,7 +22,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint file.
 
     Args:
-        path: A ``.safetensors`` file, or a file of ``torch.save`` that holds only tensors and plain containers.
+        path: A ``.safetensors`` file, a file of ``torch.save`` that holds only tensors and plain containers, or
+            a folder of such files (a sharded checkpoint of transformers).
 
     Returns:
         The tensors by name; ``state_dict``, ``module`` and ``model`` around them are taken off.
@@ -31,10 +32,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: The file is missing, damaged, holds more than tensors or no tensors at all.
     """
     path = Path(path)
-    if not path.is_file():
+    files = [path]
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    if not files or not files[0].is_file():
         raise CheckpointError(f"There is no checkpoint file {path}; check the path.")
-    content = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle_free(path)
-    return tensors_of(content, path)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        content = read_safetensors(file) if file.suffix == ".safetensors" else read_pickle_free(file)
+        tensors |= tensors_of(content, file)
+    return tensors
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -66,6 +73,38 @@ def read_pickle_free(path: Path) -> Any:
                 "save only its state_dict, best as .safetensors."
             ) from error
         raise CheckpointError(f"{path} is damaged or no PyTorch checkpoint; download it again.") from error
+
+
+def read_shards(folder: Path, pattern: str) -> dict[str, Tensor]:
+    """Read the tensors of all safetensors files of a folder that match a pattern; none gives none.
+
+    Raises:
+        CheckpointError: A file is damaged.
+    """
+    shards = sorted(folder.glob(pattern))
+    return {key: value for shard in shards for key, value in read_safetensors(shard).items()}
+
+
+def download(repo: str, patterns: list[str], revision: str | None = None) -> Path:
+    """Return the local folder of a repository on the Hugging Face Hub.
+
+    Args:
+        repo: ``owner/name``.
+        patterns: Files to take.
+        revision: Branch, tag or commit; the main branch by default.
+
+    Raises:
+        CheckpointError: It cannot be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        raise CheckpointError(
+            f"{repo} is no path here and could not be downloaded from the Hub ({type(error).__name__}); check the "
+            "name and the network."
+        ) from error
 
 
 def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
@@ -184,19 +223,10 @@ def _read_source(source: str) -> dict[str, Tensor]:
 
 
 def _read_hub(repo: str) -> dict[str, Tensor]:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(repo, allow_patterns=["*.safetensors"]))
-    except Exception as error:
-        raise CheckpointError(
-            f"{repo} could not be downloaded from the Hub ({type(error).__name__}); check the name and the "
-            "network, or give a local file."
-        ) from error
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
+    state = read_shards(download(repo, ["*.safetensors"]), "*.safetensors")
+    if not state:
         raise CheckpointError(f"{repo} on the Hub has no .safetensors files, and piip reads no others.")
-    return {key: value for shard in shards for key, value in read_safetensors(shard).items()}
+    return state
 
 
 def _is_zip(path: Path) -> bool:

@@ -26,4 +26,3 @@ def shared() -> Path:
 def _deterministic():
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,12 +1,16 @@
 """Small networks and deterministic weights that several test files use."""
 
 import math
+import re
 import zlib
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from piip.config import BranchConfig, InteractionConfig, MergingConfig, PIIPConfig
+from piip.convert.detector import head_names
+from piip.convert.names import network_name, split_branch
 from piip.network import PIIP
 
 TINY_INTERACTION = InteractionConfig(num_heads=4, drop_path_rate=0.1)
@@ -28,6 +32,23 @@ def tiny_config(**changes) -> PIIPConfig:
 def tiny_network(**changes) -> PIIP:
     """A three-branch network whose every parameter matters, in evaluation mode."""
     return fill(PIIP(tiny_config(**changes))).eval()
+
+
+def rotary_config() -> PIIPConfig:
+    """A DINOv3 with windows on the large image, a ViT on the small one."""
+    dinov3 = BranchConfig(
+        "vit_small_patch16_dinov3",
+        128,
+        ((0, 0), (1, 1)),
+        window_size=(3, None),
+        options={"embed_dim": 48, "depth": 2, "num_heads": 2},
+    )
+    return PIIPConfig((tiny_branch(64, 64), dinov3), TINY_INTERACTION)
+
+
+def without_drop_path(config: PIIPConfig) -> PIIPConfig:
+    """The same network without randomness in training."""
+    return config.replace(interaction=config.interaction.replace(drop_path_rate=0.0))
 
 
 def hierarchical_config() -> PIIPConfig:
@@ -63,6 +84,21 @@ def pattern(name: str, shape: torch.Size) -> torch.Tensor:
         return values * (2 / math.sqrt(fan_in))
     centred = name.endswith("weight") or "gamma" in name or "gate" in name or "weights." in name
     return values + 1.0 if centred else values
+
+
+def our_name(key: str) -> str | None:
+    """Our name of a tensor of a network of plain ViT or InternViT branches of the original."""
+    inside = split_branch(key)
+    if inside is None:
+        return network_name(key, MergingConfig())
+    index, rest = inside
+    return f"branches.{index}." + re.sub(r"gamma_([12])$", r"ls\1.gamma", rest)
+
+
+def official_heads(ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A detector's heads under the original's names."""
+    names = {new: old for old, new in head_names(any(k.startswith("mask_head.") for k in ours)).items()}
+    return {names[name]: tensor for name, tensor in ours.items()}
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -47,6 +47,24 @@ def test_pretrained_weights_come_from_the_tags(monkeypatch):
     assert loaded == ["test_vit2.r160_in1k", "test_vit.r160_in1k"]
 
 
+def test_timm_names_without_a_tag_mean_timms_default_weights():
+    network = build(["test_vit", "vit_base_patch16_gap_224"], [128, 64], num_interactions=2)
+    assert [branch.pretrained for branch in network.config.branches] == [None, "test_vit.r160_in1k"]
+
+
+def test_branches_without_published_weights_are_named(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(piip.factory, "load_pretrained", lambda branch, source: loaded.append(source))
+    with pytest.warns(UserWarning, match=r"branch 2 \(deit_tiny_patch16_224\), branch 3 .*random start"):
+        create_model("piip_nano_deit", pretrained=True)
+    assert loaded == ["deit_tiny_patch16_224.fb_in1k"]
+
+
+def test_branches_need_not_interact():
+    network = build(["test_vit", "test_vit2"], [128, 64], interaction=None)
+    assert not network.interactions
+
+
 def test_pretrained_from_a_local_file(tmp_path):
     trunk = timm.create_model("test_vit", num_classes=0)
     save_file(trunk.state_dict(), tmp_path / "trunk.safetensors")
@@ -64,7 +82,12 @@ def test_pretrained_from_a_local_file(tmp_path):
         (lambda: build(["test_vit"], [128, 64]), ConfigError, "1 networks and 2 sizes"),
         (lambda: build([], []), ConfigError, "one size per network"),
         (lambda: build(["test_vitt"], [64]), ConfigError, "Did you mean 'test_vit'"),
-        (lambda: build(["test_vit"], [96], pretrained=True), ConfigError, "names no pretrained weights"),
+        (
+            lambda: create_model("piip_nano", pretrained=True),
+            ConfigError,
+            "no pretrained weights by name for branch 1 .deit_tiny_patch16_224., branch 2",
+        ),
+        (lambda: build(["test_vit"], [96], num_interactions=0), ConfigError, "give 1 to"),
         (lambda: create_model("piip_tsb_1120_896_44"), ConfigError, "Did you mean 'piip_tsb_1120_896_448'"),
         (lambda: create_model("piip_nano", merge="conv"), ConfigError, "Did you mean 'merging'"),
         (

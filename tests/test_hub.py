@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import pytest
@@ -11,7 +10,7 @@ from piip.hub import from_pretrained, save_pretrained
 from piip.network import PIIP
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
 from piip.tasks.detection import Detector, DetectorConfig
-from tests.helpers import fill, hierarchical_config, tiny_branch, tiny_config
+from tests.helpers import fill, hierarchical_config, rotary_config, tiny_config
 
 
 def network():
@@ -19,10 +18,7 @@ def network():
 
 
 def rotary():
-    shape = {"embed_dim": 48, "depth": 2, "num_heads": 2}
-    branches = (tiny_branch(64, 64), tiny_branch(48, 128, arch="vit_small_patch16_dinov3", options={}))
-    branches = (branches[0], dataclasses.replace(branches[1], options=shape))
-    return fill(PIIP(tiny_config(branches=branches))).eval()
+    return fill(PIIP(rotary_config())).eval()
 
 
 def classifier():
@@ -48,10 +44,16 @@ def test_round_trip_keeps_class_description_and_outputs(tmp_path, build):
     for (name, value), other in zip(model.state_dict().items(), loaded.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
     image = torch.randn(1, 3, 128, 128)
-    if build is not detector:
-        with torch.no_grad():
-            outputs = [torch.cat([x.flatten() for x in m(image)]) for m in (model, loaded)]
-        assert torch.equal(*outputs)
+    with torch.no_grad():
+        outputs = [torch.cat([x.flatten() for x in outputs_of(m, image)]) for m in (model, loaded)]
+    assert torch.equal(*outputs)
+
+
+def outputs_of(model, image):
+    if not isinstance(model, Detector):
+        return model(image)
+    found = model(image)[0]
+    return [*model.pyramid(model.backbone(image)), found.boxes, found.scores, found.labels]
 
 
 def test_a_second_save_replaces_the_first(tmp_path):
@@ -98,6 +100,32 @@ def test_damaged_models_are_named(tmp_path, damage, message):
         from_pretrained(tmp_path)
 
 
+def test_metadata_that_is_no_json_is_refused_before_anything_is_touched(tmp_path):
+    save_pretrained(network(), tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(ConfigError, match=r"The metadata cannot be saved \(.*Tensor"):
+        save_pretrained(network(), tmp_path, {"mean": torch.zeros(3)})
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_run_is_loaded_through_its_model(tmp_path):
+    save_pretrained(network(), tmp_path / "model")
+    assert isinstance(from_pretrained(tmp_path), PIIP)
+
+
+def test_a_revision_can_be_chosen(tmp_path, monkeypatch):
+    asked = {}
+
+    def snapshot(repo, **options):
+        asked.update(options, repo=repo)
+        return str(tmp_path)
+
+    save_pretrained(network(), tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert isinstance(from_pretrained("owner/name", revision="v1"), PIIP)
+    assert (asked["repo"], asked["revision"]) == ("owner/name", "v1")
+
+
 def test_missing_folders_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="There is no model folder"):
         from_pretrained(tmp_path / "nothing" / "here")
@@ -108,7 +136,7 @@ def test_failing_downloads_are_one_sentence(monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(CheckpointError, match="nobody/nothing is no folder here and could not be downloaded"):
+    with pytest.raises(CheckpointError, match="nobody/nothing is no path here and could not be downloaded"):
         from_pretrained("nobody/nothing")
 
 

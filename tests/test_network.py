@@ -9,7 +9,17 @@ from piip.config import InteractionConfig, MergingConfig
 from piip.errors import ConfigError, DataError
 from piip.network import PIIP, build_on_meta
 from piip.pyramid import image_pyramid
-from tests.helpers import fill, hierarchical_config, relative_error, tiny_branch, tiny_config, tiny_network
+from piip.tokens import Tokens
+from tests.helpers import (
+    fill,
+    hierarchical_config,
+    relative_error,
+    rotary_config,
+    tiny_branch,
+    tiny_config,
+    tiny_network,
+    without_drop_path,
+)
 
 NETWORK = tiny_network()
 
@@ -209,13 +219,32 @@ def test_frozen_branches_stay_as_they_are():
     assert network.train().frozen == {1, 3}
 
 
-def test_compiles_without_graph_breaks():
-    network = tiny_network()
-    compiled = torch.compile(network, backend="eager", fullgraph=True, dynamic=False)
+@pytest.mark.parametrize("config", [tiny_config(), hierarchical_config(), rotary_config()])
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_without_graph_breaks(config, training):
+    network = fill(PIIP(without_drop_path(config))).train(training)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=False)
     image = torch.randn(1, 3, 100, 140)
+    results = []
+    for model in (compiled, network):
+        network.zero_grad()
+        maps = model(image)
+        sum(m.square().mean() for m in maps).backward()
+        results.append([*maps, *(p.grad for p in network.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or relative_error(a, b) < 1e-4
+
+
+def test_merged_maps_are_summed_in_float32():
+    merging = tiny_network().mergings[0].bfloat16()
+    tokens = [Tokens(torch.randn(1, 16, dim).bfloat16(), (4, 4), None) for dim in (64, 48, 32)]
     with torch.no_grad():
-        for a, b in zip(compiled(image), network(image), strict=True):
-            assert torch.allclose(a, b, atol=1e-5)
+        maps = [projection(t.to_map()) for projection, t in zip(merging.projections, tokens, strict=True)]
+        exact = sum(m.double() * w.double() for m, w in zip(maps, merging.weights, strict=True))
+        merged = merging(tokens)
+    assert merged.dtype == torch.bfloat16
+    assert relative_error(merged.double(), exact) < 2**-8
 
 
 def test_billions_of_parameters_build_on_the_meta_device():

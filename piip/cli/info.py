@@ -11,11 +11,10 @@ from piip.cli.console import console, table
 from piip.config import PIIPConfig
 from piip.cost import CostTable, convention_of, executed_cost, published_cost, run_detector
 from piip.errors import ConfigError
-from piip.hub import read_description
+from piip.hub import find_folder, read_description
 from piip.network import PIIP, build_on_meta
 from piip.presets import get_config
 from piip.tasks.detection import Detector, DetectorConfig
-from piip.train.building import model_folder
 
 
 def info(
@@ -68,7 +67,7 @@ def detector_cost(folder: Path, image: tuple[int, int] | None = None) -> CostTab
     Raises:
         CheckpointError: There is no model.
     """
-    description = read_description(Path(model_folder(folder)))
+    description = read_description(find_folder(folder))
     config = PIIPConfig.from_dict(description["network"])
     height, width = image or (config.image_size, config.image_size)
     with torch.device("meta"):
@@ -103,5 +102,5 @@ def with_sizes(config: PIIPConfig, sizes: tuple[int, ...] | None) -> PIIPConfig:
 
 def _config_of(model: str) -> PIIPConfig:
     if Path(model).is_dir():
-        return PIIPConfig.from_dict(read_description(Path(model_folder(model)))["network"])
+        return PIIPConfig.from_dict(read_description(find_folder(model))["network"])
     return get_config(model)

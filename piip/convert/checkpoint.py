@@ -9,24 +9,33 @@ from torch import Tensor, nn
 
 from piip.config import BranchConfig, PIIPConfig
 from piip.convert.detector import detector_state_dict
-from piip.convert.official import translate_network
+from piip.convert.official import convert_network, translate_network
 from piip.errors import CheckpointError
 from piip.network import PIIP
+from piip.tasks.classification import ImageClassifier
 from piip.tasks.detection import Detector, DetectorConfig
 from piip.weights import load_exactly, read_state_dict
 
-BACKBONE = "backbone."
+State = dict[str, Tensor]
+
+NETWORK_INSIDE = {
+    "backbone.": ("neck.", "rpn_head.", "roi_head.", "bbox_head.", "decode_head.", "auxiliary_head."),
+    "model.vision_tower.vision_tower.": ("model.", "lm_head."),
+}
+"""What stands before the network's names in detectors and segmenters and in LLaVAs, and before all other names."""
 
 
 def convert_checkpoint(
     path: str | Path, config: PIIPConfig, detector: DetectorConfig | None = None
-) -> PIIP | Detector:
-    """Read a released file of the original (mmdetection, mmsegmentation, DeepSpeed or bare tensors).
+) -> PIIP | ImageClassifier | Detector:
+    """Read a released file of the original.
 
     Args:
-        path: The file; it is read without unpickling.
+        path: A file of mmdetection, mmsegmentation, DeepSpeed, a classifier, a LLaVA or a bare network; it is read
+            without unpickling.
         config: The network that the file is of, such as ``piip.get_config("piip_tsb_1120_896_448")``.
-        detector: The detector around it; None takes only the network and leaves heads out.
+        detector: The detector around it; None takes only the network, with the heads of a classifier, and leaves
+            the heads of detectors and segmenters and the language models of LLaVAs out.
 
     Returns:
         The model in evaluation mode.
@@ -35,29 +44,30 @@ def convert_checkpoint(
         CheckpointError: The file cannot be read, or a tensor is unknown, missing or of another shape.
     """
     state = read_state_dict(path)
-    inside, heads = split_backbone(state)
+    inside, heads, strange = split_network(state)
     config = with_released_widths(config, inside).replace(size_divisor=1)  # as the original
-    with torch.device("meta"):
-        network = PIIP(config)
-    translated, unknown = translate_network(inside, network)
     if detector is None:
-        load_exactly(network, translated, unknown)
-        return network.eval()
+        return convert_network(config, inside | strange)  # which reports the strange ones
     if not heads:
         raise CheckpointError(f"{path} holds a network without a detector; convert it without a recipe.")
     with torch.device("meta"):
+        network = PIIP(config)
         model = Detector(detector, network)
+    translated, unknown = translate_network(inside, network)
     named = {f"{_backbone_name(model)}.{key}": value for key, value in translated.items()}
-    load_exactly(model, named | detector_state_dict(heads), unknown)
+    load_exactly(model, named | detector_state_dict(heads), [*unknown, *strange])
     return model.eval()
 
 
-def split_backbone(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a checkpoint into the network's tensors, without ``backbone.``, and those of its heads."""
-    if not any(key.startswith(BACKBONE) for key in state):
-        return dict(state), {}
-    inside = {k.removeprefix(BACKBONE): v for k, v in state.items() if k.startswith(BACKBONE)}
-    return inside, {key: value for key, value in state.items() if not key.startswith(BACKBONE)}
+def split_network(state: Mapping[str, Tensor]) -> tuple[State, State, State]:
+    """Split a checkpoint into the network's tensors, under their own names, known heads and the rest."""
+    for prefix, around in NETWORK_INSIDE.items():
+        if any(key.startswith(prefix) for key in state):
+            inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            outside = {k: v for k, v in state.items() if not k.startswith(prefix)}
+            heads = {k: v for k, v in outside.items() if k.startswith(around)}
+            return inside, heads, {k: v for k, v in outside.items() if k not in heads}
+    return dict(state), {}, {}
 
 
 def with_released_widths(config: PIIPConfig, state: Mapping[str, Tensor]) -> PIIPConfig:

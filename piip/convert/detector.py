@@ -6,8 +6,6 @@ from torch import Tensor
 
 from piip.errors import CheckpointError
 
-HEAD_PREFIXES = ("neck.", "rpn_head.", "roi_head.")
-
 _BOX_LAYERS = {
     **{f"neck.lateral_convs.{i}.conv": f"fpn.inner_blocks.{i}.0" for i in range(4)},
     **{f"neck.fpn_convs.{i}.conv": f"fpn.layer_blocks.{i}.0" for i in range(4)},
@@ -37,32 +35,18 @@ def detector_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: A name is unknown or missing.
     """
-    masks = any(key.startswith("roi_head.mask_head.") for key in official)
-    return _rename(official, _table(masks), "The original's heads")
-
-
-def official_state_dict(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename our head tensors to the original's, the inverse of :func:`detector_state_dict`.
-
-    Raises:
-        CheckpointError: A name is unknown or missing.
-    """
-    masks = any(key.startswith("mask_head.") for key in ours)
-    table = {new: old for old, new in _table(masks).items()}
-    return _rename(ours, table, "The detector's heads")
-
-
-def _table(masks: bool) -> dict[str, str]:
-    layers = _BOX_LAYERS | (_MASK_LAYERS if masks else {})
-    return {f"{old}.{kind}": f"{new}.{kind}" for old, new in layers.items() for kind in ("weight", "bias")}
-
-
-def _rename(tensors: Mapping[str, Tensor], table: Mapping[str, str], what: str) -> dict[str, Tensor]:
-    unknown = sorted(tensors.keys() - table.keys())
-    missing = sorted(table.keys() - tensors.keys())
+    names = head_names(any(key.startswith("roi_head.mask_head.") for key in official))
+    unknown = sorted(official.keys() - names.keys())
+    missing = sorted(names.keys() - official.keys())
     if unknown or missing:
         raise CheckpointError(
-            f"{what} do not fit a Mask R-CNN: unknown tensors: {', '.join(unknown) or 'none'}; "
+            f"The original's heads do not fit a Mask R-CNN: unknown tensors: {', '.join(unknown) or 'none'}; "
             f"missing tensors: {', '.join(missing) or 'none'}."
         )
-    return {table[name]: tensor for name, tensor in tensors.items()}
+    return {names[name]: tensor for name, tensor in official.items()}
+
+
+def head_names(masks: bool) -> dict[str, str]:
+    """Return our name of every tensor of the original's heads, with or without a mask head."""
+    layers = _BOX_LAYERS | (_MASK_LAYERS if masks else {})
+    return {f"{old}.{kind}": f"{new}.{kind}" for old, new in layers.items() for kind in ("weight", "bias")}

@@ -61,15 +61,6 @@ def network_name(key: str, merging: MergingConfig) -> str | None:
     return None
 
 
-def to_ours(key: str, merging: MergingConfig | None = None) -> str | None:
-    """Return our name of any tensor of a network of plain ViT or InternViT branches, None if unknown."""
-    inside = split_branch(key)
-    if inside is None:
-        return network_name(key, merging or MergingConfig())
-    index, rest = inside
-    return f"branches.{index}." + re.sub(r"gamma_([12])$", r"ls\1.gamma", rest)
-
-
 def _fill(template: str, parts: dict[str, str], merging: MergingConfig) -> str | None:
     values: dict[str, object] = dict(parts) | {"merge": len(merging.out_interactions)}
     if "branch" in parts:

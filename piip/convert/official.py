@@ -9,13 +9,18 @@ from torch import Tensor, nn
 from piip.config import PIIPConfig
 from piip.convert.configs import network_config, sub_project
 from piip.convert.names import network_name, split_branch
-from piip.errors import CheckpointError
+from piip.errors import CheckpointError, ConfigError
 from piip.network import PIIP
-from piip.tasks.classification import ClassifierConfig, ImageClassifier
+from piip.tasks.classification import ClassificationHead, ClassifierConfig, ImageClassifier
 from piip.weights import load_exactly
 
 # Parameters that the original's classes have but never use: final norms of whole networks used as branches, and
 # the finest pyramid level of the three-branch class with DINO (SPEC 5.1, 5.3, 7.1).
+HEADS: Mapping[str, ClassificationHead] = {
+    "cls_head.weight": "merged",
+    "branch1.head.weight": "branch_heads",
+}
+"""The tensor that tells each kind of classification head."""
 UNUSED_IN_BRANCH = ("layernorm.", "head.norm.", "post_layernorm.", "embeddings.position_ids")
 
 
@@ -40,14 +45,35 @@ def from_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -
         raise CheckpointError(
             f"The configuration or the checkpoint has no {error}; it is not complete."
         ) from error
+    except ConfigError as error:
+        raise CheckpointError(f"The configuration is not one of a possible network: {error}") from error
+    if sub_project(config) == "classification" and classifier_config(state_dict) is None:
+        raise CheckpointError(f"The checkpoint of a classifier has neither {' nor '.join(HEADS)}.")
+    return convert_network(description, state_dict)
+
+
+def convert_network(config: PIIPConfig, state_dict: Mapping[str, Tensor]) -> PIIP | ImageClassifier:
+    """Return the original's tensors as our network, with its classification heads if it has some.
+
+    Args:
+        config: The network.
+        state_dict: Tensors under the original's names, without ``backbone.``.
+
+    Raises:
+        CheckpointError: A tensor is unknown, missing or of another shape, or the heads do not fit the network.
+    """
     with torch.device("meta"):
-        network = PIIP(description)
+        network = PIIP(config)
     state, unknown = translate_network(state_dict, network)
-    if sub_project(config) != "classification":
+    head = classifier_config(state_dict)
+    if head is None:
         load_exactly(network, state, unknown)
         return network.eval()
-    with torch.device("meta"):
-        classifier = ImageClassifier(_classifier_config(config, state_dict), network)
+    try:
+        with torch.device("meta"):
+            classifier = ImageClassifier(head, network)
+    except ConfigError as error:
+        raise CheckpointError(f"The checkpoint's heads do not fit the network: {error}") from error
     head_state, unknown = _translate_head(unknown, state_dict)
     state = {f"network.{key}": value for key, value in state.items()} | head_state
     load_exactly(classifier, state, unknown)
@@ -65,6 +91,7 @@ def translate_network(state_dict: Mapping[str, Tensor], network: PIIP) -> tuple[
         The tensors under our names, and the names that nothing is known about.
     """
     config = network.config
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     state: dict[str, Tensor] = {}
     unknown: list[str] = []
     inside: list[dict[str, Tensor]] = [{} for _ in config.branches]
@@ -74,7 +101,7 @@ def translate_network(state_dict: Mapping[str, Tensor], network: PIIP) -> tuple[
             if not part[1].startswith(UNUSED_IN_BRANCH):
                 inside[part[0]][part[1]] = value
         elif (name := network_name(key, config.merging)) is not None:
-            state[name] = _reshaped(value, network, name)
+            state[name] = _reshaped(value, shapes.get(name, value.shape))
         elif not _unused_level(key, config):
             unknown.append(key)
     for index, tensors in enumerate(inside):
@@ -90,10 +117,9 @@ def _unused_level(key: str, config: PIIPConfig) -> bool:
     return key.startswith("fpn1.") and config.merging.pyramid_levels == (2, 3, 4)
 
 
-def _reshaped(value: Tensor, network: PIIP, name: str) -> Tensor:
+def _reshaped(value: Tensor, wanted: torch.Size) -> Tensor:
     """Return a linear layer's weight in the shape of the 1x1 convolution that ours uses for it."""
-    wanted = network.state_dict().get(name)
-    if wanted is not None and wanted.ndim == 4 and value.ndim == 2:
+    if len(wanted) == 4 and value.ndim == 2:
         value = value[:, :, None, None]
     return _own_copy(value)
 
@@ -102,12 +128,12 @@ def _own_copy(value: Tensor) -> Tensor:
     return value.detach().clone()
 
 
-def _classifier_config(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ClassifierConfig:
-    merged = not config.get("separate_head")
-    key = "cls_head.weight" if merged else "branch1.head.weight"
-    if key not in state_dict:
-        raise CheckpointError(f"The checkpoint of a classifier has no {key}.")
-    return ClassifierConfig(len(state_dict[key]), "merged" if merged else "branch_heads")
+def classifier_config(state_dict: Mapping[str, Tensor]) -> ClassifierConfig | None:
+    """Return the classification head that a checkpoint of the original holds, or None."""
+    for key, kind in HEADS.items():
+        if key in state_dict:
+            return ClassifierConfig(len(state_dict[key]), kind)
+    return None
 
 
 def _translate_head(

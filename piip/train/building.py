@@ -1,7 +1,5 @@
 """Building the model of a recipe."""
 
-from pathlib import Path
-
 from torch import nn
 
 from piip.errors import ConfigError
@@ -9,7 +7,6 @@ from piip.factory import build, create_model, load_branches
 from piip.hub import from_pretrained
 from piip.network import PIIP
 from piip.tasks.detection import Detector, DetectorConfig
-from piip.train.folder import RunFolder
 from piip.train.recipe import ModelRecipe, TrainRecipe
 from piip.weights import load_pretrained
 
@@ -79,16 +76,10 @@ def new_detector(network: nn.Module, recipe: TrainRecipe, classes: tuple[str, ..
     return Detector(DetectorConfig.from_dict(described | recipe.detector | {"classes": classes}), network)
 
 
-def model_folder(source: str | Path) -> str | Path:
-    """Return the model folder of a run, or the source itself where it is no run."""
-    inside = RunFolder(Path(source)).model
-    return inside if inside.is_dir() else source
-
-
 def _load_start(model: ModelRecipe) -> Detector | PIIP | None:
     if model.start is None:
         return None
-    loaded = from_pretrained(model_folder(model.start))
+    loaded = from_pretrained(model.start)
     if not isinstance(loaded, Detector | PIIP):
         raise ConfigError(f"{model.start} is a {type(loaded).__name__}; start from a detector or a network.")
     return loaded

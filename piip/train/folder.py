@@ -8,6 +8,7 @@ from typing import Any
 
 from piip.errors import ConfigError, PiipError
 from piip.files import write_json, write_text
+from piip.hub import MODEL_FOLDER
 from piip.train.recipe import TrainRecipe, load_recipe
 
 
@@ -49,7 +50,7 @@ class RunFolder:
     @property
     def model(self) -> Path:
         """The best weights as a model that ``piip predict`` loads."""
-        return self.path / "model"
+        return self.path / MODEL_FOLDER
 
     @property
     def last(self) -> Path:

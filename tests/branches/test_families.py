@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.layers import DropPath
 
 from piip.branches import FAMILIES, build_branch, family_of
 from piip.config import BranchConfig
@@ -127,6 +128,23 @@ def test_checkpointing_changes_no_gradient(arch):
         )
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_windowed_blocks_run_as_modules(arch):
+    branch = fill(build_branch(config(arch, window_size=4))).eval()
+    seen = []
+    for block in branch.blocks:
+        block.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    whole(branch, torch.randn(1, 3, 64, 64))
+    assert seen == [(1, 16, 48)] * 3
+
+
+def test_parallel_blocks_get_their_drop_path():
+    settings = {"drop_path_rate": 0.2, "drop_path_decay": "constant", "options": SMALL_VIT}
+    branch = build_branch(BranchConfig("vit_small_patch16_18x2_224", 224, ((0, 2),), **settings))
+    drops = [m.drop_prob for m in branch.blocks[0].modules() if isinstance(m, DropPath)]
+    assert drops == [0.2] * 4
 
 
 @pytest.mark.parametrize("decay", ["linear", "constant"])

@@ -3,18 +3,20 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from piip.convert import from_official
 from piip.convert.checkpoint import convert_checkpoint, with_released_widths
-from piip.convert.detector import official_state_dict
 from piip.errors import CheckpointError
 from piip.network import PIIP
 from piip.presets import get_config
+from piip.tasks.classification import ImageClassifier
 from piip.tasks.detection import Detector, DetectorConfig
 from tests.golden.make import TARGET
-from tests.helpers import fill, pattern
+from tests.helpers import fill, official_heads, pattern
 
-CASE = json.loads(TARGET.read_text())["det3_vit"]
+PINNED = json.loads(TARGET.read_text())
+CASE = PINNED["det3_vit"]
 SMALL_HEADS = {"fpn_channels": 32, "representation_size": 32, "mask_channels": 32}
 
 
@@ -39,7 +41,7 @@ def release(path, detector, **further):
     """Write a file as the original's training does."""
     state = {f"backbone.{name}": value for name, value in official_backbone().items()}
     heads = {k: v for k, v in detector.state_dict().items() if not k.startswith("backbone.")}
-    torch.save({"state_dict": state | official_state_dict(heads) | further, "meta": {"epoch": 12}}, path)
+    torch.save({"state_dict": state | official_heads(heads) | further, "meta": {"epoch": 12}}, path)
 
 
 def test_a_released_detector_becomes_ours(tmp_path, network, detector):
@@ -62,6 +64,50 @@ def test_the_network_alone_is_taken_from_bare_tensors(tmp_path, network):
     converted = convert_checkpoint(tmp_path / "deepspeed.pth", network.config)
     assert isinstance(converted, PIIP)
     assert all(torch.equal(a, b) for a, b in zip(converted.parameters(), network.parameters(), strict=True))
+
+
+def test_a_segmenter_gives_its_network(tmp_path, network):
+    heads = {"decode_head.conv_seg.weight": torch.ones(1), "auxiliary_head.conv_seg.weight": torch.ones(1)}
+    inside = {f"backbone.{name}": value for name, value in official_backbone().items()}
+    torch.save({"state_dict": inside | heads}, tmp_path / "segmenter.pth")
+    assert isinstance(convert_checkpoint(tmp_path / "segmenter.pth", network.config), PIIP)
+    torch.save({"state_dict": inside | {"tail.weight": torch.ones(1)}}, tmp_path / "strange.pth")
+    with pytest.raises(CheckpointError, match=r"1 unknown: tail.weight"):
+        convert_checkpoint(tmp_path / "strange.pth", network.config)
+
+
+@pytest.mark.parametrize("name", ["cls3_tokens", "cls3_merge"])
+def test_a_released_classifier_keeps_its_heads(tmp_path, name):
+    case = PINNED[name]
+    tensors = {key: pattern(key, torch.Size(shape)) for key, shape in case["tensors"].items()}
+    expected = from_official(case["config"], tensors)
+    torch.save({"model": tensors, "model_ema": {}}, tmp_path / "classifier.pth")
+    converted = convert_checkpoint(tmp_path / "classifier.pth", expected.network.config)
+    assert isinstance(converted, ImageClassifier)
+    image = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        assert torch.equal(converted(image), expected(image))
+    with pytest.raises(CheckpointError, match="heads do not fit the network"):
+        convert_checkpoint(tmp_path / "classifier.pth", get_config("piip_nano"))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_vision_tower_of_a_llava(tmp_path, sharded):
+    case = PINNED["llava2_mix"]
+    tensors = {key: pattern(key, torch.Size(shape)) for key, shape in case["tensors"].items()}
+    expected = from_official(case["config"], tensors)
+    tower = {f"model.vision_tower.vision_tower.{key}": value for key, value in tensors.items()}
+    language = {"model.layers.0.mlp.weight": torch.ones(2), "model.mm_projector.0.weight": torch.ones(2)}
+    language["lm_head.weight"] = torch.ones(2)
+    if sharded:
+        save_file(tower, tmp_path / "model-00001-of-00002.safetensors")
+        save_file(language, tmp_path / "model-00002-of-00002.safetensors")
+    else:
+        torch.save(tower | language, tmp_path / "llava.bin")
+    source = tmp_path if sharded else tmp_path / "llava.bin"
+    converted = convert_checkpoint(source, expected.config)
+    assert isinstance(converted, PIIP)
+    assert all(torch.equal(a, b) for a, b in zip(converted.parameters(), expected.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

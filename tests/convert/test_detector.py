@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from piip.convert.detector import detector_state_dict, official_state_dict
+from piip.convert.detector import detector_state_dict
 from piip.errors import CheckpointError
 from piip.tasks.detection import Detector, DetectorConfig
+from tests.helpers import official_heads
 
 
 def released_shapes(shared):
@@ -24,7 +25,7 @@ def test_released_checkpoints_fit_one_to_one(shared):
     ours = detector_state_dict(official)
     assert len(ours) == 42
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in model.state_dict().items()}
-    assert {n: list(t.shape) for n, t in official_state_dict(ours).items()} == shapes
+    assert {n: list(t.shape) for n, t in official_heads(ours).items()} == shapes
 
 
 @pytest.mark.parametrize("masks", [True, False])
@@ -38,7 +39,7 @@ def test_round_trip(masks):
         mask_channels=4,
     )
     state = Detector(config, nn.Identity()).state_dict()
-    official = official_state_dict(state)
+    official = official_heads(state)
     assert all(name.startswith(("neck.", "rpn_head.", "roi_head.")) for name in official)
     again = detector_state_dict(official)
     assert again.keys() == state.keys()
@@ -48,7 +49,7 @@ def test_round_trip(masks):
 def test_every_unknown_and_missing_tensor_is_listed():
     config = DetectorConfig(classes=("a",), in_channels=(4,) * 4, fpn_channels=4, mask_channels=4)
     with torch.device("meta"):
-        official = official_state_dict(Detector(config, nn.Identity()).state_dict())
+        official = official_heads(Detector(config, nn.Identity()).state_dict())
     del official["rpn_head.rpn_cls.bias"]
     official["roi_head.bbox_head.0.fc_cls.weight"] = torch.zeros(1)
     with pytest.raises(CheckpointError) as caught:

@@ -7,11 +7,10 @@ from safetensors.torch import load_file
 from piip.branches import build_branch
 from piip.convert import from_official
 from piip.convert.configs import network_config
-from piip.convert.names import to_ours
 from piip.errors import CheckpointError
 from piip.network import PIIP
 from piip.tasks.multimodal.projector import PyramidProjector, projector_state_dict
-from tests.helpers import relative_error
+from tests.helpers import our_name, relative_error
 
 NETWORKS = [
     "cls3_merge",
@@ -86,7 +85,7 @@ def test_gradients_match_the_original(shared):
     expected = part(tensors, "grad.")
     assert len(expected) >= 18
     for key, gradient in expected.items():
-        assert relative_error(parameters[to_ours(key)].grad, gradient) < GRADIENT_TOLERANCE, key
+        assert relative_error(parameters[our_name(key)].grad, gradient) < GRADIENT_TOLERANCE, key
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -108,7 +107,7 @@ def test_pretrained_branches_load_as_in_the_original(shared, name):
     assert unexpected <= set(description["unexpected_keys"])
     for key in set(loaded) - unexpected:
         assert relative_error(loaded[key], expected[key]) < 4e-6, key
-    missing = {to_ours(f"branch1.{key}") for key in description["missing_keys"]}
+    missing = {our_name(f"branch1.{key}") for key in description["missing_keys"]}
     left_out = {f"branches.0.{key}" for key in set(expected) - set(loaded)}
     assert left_out == {key for key in missing if not key.endswith("relative_position_index")}
 

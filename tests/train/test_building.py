@@ -57,7 +57,7 @@ def test_weights_of_one_branch(tmp_path):
         (ModelRecipe(name="piip_nono"), ConfigError, "Did you mean 'piip_nano'"),
         (ModelRecipe(name="piip_nano", weights={4: "x"}), ConfigError, "branch 4; branches go from 1 to 3"),
         (ModelRecipe(name="piip_nano", weights={1: "no.pth"}), CheckpointError, "no.pth"),
-        (ModelRecipe(name="piip_nano", pretrained=True), ConfigError, "names no pretrained weights"),
+        (ModelRecipe(name="piip_nano", pretrained=True), ConfigError, "no pretrained weights by name"),
         (ModelRecipe(name="piip_nano", freeze=(9,)), ConfigError, "no branch 9"),
         (ModelRecipe(start="nowhere"), CheckpointError, "nowhere"),
         (ModelRecipe(name="piip_tsb_368_192_128_cls"), ConfigError, "needs a network with four maps"),

@@ -6,10 +6,10 @@ from torch import nn
 
 from piip.config import BranchConfig, PIIPConfig, even_ranges
 from piip.convert.configs import network_config
-from piip.convert.names import to_ours
 from piip.errors import ConfigError
 from piip.network import PIIP, build_on_meta
 from piip.train.optimizer import OptimizerConfig, build_optimizer, find_network, layer_decay_groups
+from tests.helpers import our_name
 
 
 def tiny(depth: int, dim: int = 32) -> dict:
@@ -66,7 +66,7 @@ def test_rates_and_decay_of_the_original(shared, name):
     checked = 0
     for key, wanted in golden["per_param"].items():
         inner = key.removeprefix("backbone.")
-        ours = f"backbone.{to_ours(inner)}" if inner != key else key
+        ours = f"backbone.{our_name(inner)}" if inner != key else key
         group = found[ours]
         assert group["lr_scale"] == wanted["lr_scale"], key
         assert group["lr"] == golden["base_lr"] * wanted["lr_scale"]

@@ -18,7 +18,7 @@ def check_images(images: Sequence[Tensor], names: Sequence[str]) -> None:
     Raises:
         DataError: There are none, or one is no finite float tensor (3, h, w).
     """
-    if not images:
+    if len(images) == 0:
         raise DataError("The batch holds no image; give at least one.")
     for image, name in zip(images, names, strict=True):
         if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from piip.convert.detector import official_state_dict
+from tests.helpers import official_heads
 from tests.tasks.detection.golden import assert_close, detector, load, unpack
 
 SIZES = [(213, 287), (161, 250)]
@@ -51,7 +51,7 @@ def test_losses_and_gradients(golden, model, targets):
     total = sum(losses.values())
     assert_close(total.detach(), golden["loss.total"])
     total.backward()
-    gradients = official_state_dict({n: p.grad for n, p in model.named_parameters()})
+    gradients = official_heads({n: p.grad for n, p in model.named_parameters()})
     assert {f"gradnorm.{name}" for name in gradients} == {k for k in golden if k.startswith("gradnorm.")}
     for name, gradient in gradients.items():
         assert_close(gradient.norm(), golden[f"gradnorm.{name}"], 1e-4)
