@@ -16,10 +16,11 @@ def convert(checkpoint: Path, out: Path, model: str = "", recipe: Path | None = 
     """Turn a released checkpoint into a model folder.
 
     A released Mask R-CNN needs the recipe it was trained with, which says how images are prepared; the result is
-    a folder that piip predict and piip eval load. With --model alone, only the network is converted.
+    a folder that piip predict and piip eval load. With --model alone, only the network is converted: that of a
+    detector or segmenter, the vision tower of a LLaVA, a classifier with its heads.
 
     Args:
-        checkpoint: A released .pth file; it is read without unpickling code.
+        checkpoint: A released .pth file or the folder of a LLaVA; nothing in it is unpickled.
         out: The new folder.
         model: The published configuration of the network; the recipe's by default.
         recipe: A recipe of recipes/coco.

@@ -1,6 +1,7 @@
 """Single branches as the papers count them (CONVENTION.md, sections 1, 2 and 4)."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -50,7 +51,7 @@ def hooked_macs(module: nn.Module, positions: Callable[[str], int], norms: bool 
 
 
 @dataclass(frozen=True)
-class CountedBranch:
+class CountedBranch(ABC):
     """A branch at its nominal image size.
 
     Attributes:
@@ -75,13 +76,13 @@ class CountedBranch:
         """Return the width after a block."""
         return self.network.dims[block]
 
+    @abstractmethod
     def parts(self) -> list[PartCost]:
         """Return the parts ``embed``, ``blocks`` and, of transformers, ``attn``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head(self, alone: bool) -> PartCost:
         """Return the head of a branch that has its own; the script's baselines (``alone``) norm every token."""
-        raise NotImplementedError
 
     def _side(self, block: int) -> int:
         return self.config.image_size // self.network.strides[block]
