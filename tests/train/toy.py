@@ -72,7 +72,7 @@ class ToyModule(TrainingModule):
     def losses(self, batch: Any) -> dict[str, Tensor]:
         image, keys = batch
         self.seen += keys
-        value = self.model(image)[2].mean()
+        value = torch.stack([level.mean() for level in self.model(image)]).mean()
         noise = 0.1 * torch.randn(())
         poison = float("nan") if self.global_step == self.poison_step else 1.0
         return {"loss_a": (value - image.mean() + noise) ** 2 * poison, "loss_b": 0.1 * value.square()}
