@@ -6,43 +6,46 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Self, get_args, get_origin
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
 from piip.errors import ConfigError, nearest
 
 
-class FrozenDict(Mapping[str, Any]):
+class FrozenDict(dict[Any, Any]):
     """A dictionary of plain values that cannot change and can be hashed."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = dict(values)
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("A description does not support item assignment; make a new one with replace().")
 
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
 
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._values.items()))
-
-    def __repr__(self) -> str:
-        return repr(self._values)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenDict, (dict(self),)
 
 
+@dataclasses.dataclass(frozen=True)
 class Described:
     """Base of frozen dataclasses that describe something.
 
+    ``class Name(Described, called="name")`` says what messages call it; by default, they use the class's name.
+
     Values are brought to the types of their fields (lists become tuples, dictionaries become descriptions), so
-    that equal descriptions are equal however they were written.
+    that equal descriptions are equal however they were written. A field of type Mapping is frozen, too.
 
     Raises:
         ConfigError: A value does not have the type of its field, or `check` refuses it.
     """
+
+    called: ClassVar[str]
+
+    def __init_subclass__(cls, called: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.called = called or cls.__name__
 
     def __post_init__(self) -> None:
         """Bring every value to the type of its field, then `check` them together."""
@@ -54,7 +57,7 @@ class Described:
             except _Unfit as unfit:
                 choices = f" {nearest(str(value), unfit.choices)}" if unfit.choices else ""
                 raise ConfigError(
-                    f"{kind.__name__}.{name} is {value!r}; give {_in_words(hint)}.{choices}"
+                    f"{self.called}.{name} is {value!r}; give {_in_words(hint)}.{choices}"
                 ) from None
             object.__setattr__(self, name, fitted)
         self.check()
@@ -64,7 +67,7 @@ class Described:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as JSON-ready dictionaries, lists, strings and numbers."""
-        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -74,15 +77,15 @@ class Described:
             ConfigError: A key is unknown, missing or holds an impossible value.
         """
         if not isinstance(values, Mapping):
-            raise ConfigError(f"{cls.__name__} is {values!r}; give a dictionary of its fields.")
-        known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+            raise ConfigError(f"{cls.called} is {values!r}; give a dictionary of its fields.")
+        known = {f.name: f for f in dataclasses.fields(cls)}
         for key in values:
             if key not in known:
-                raise ConfigError(f"{cls.__name__} has no key {key!r}. {nearest(str(key), known)}")
+                raise ConfigError(f"{cls.called} has no key {key!r}. {nearest(str(key), known)}")
         for name, spec in known.items():
             required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
             if required and name not in values:
-                raise ConfigError(f"{cls.__name__} needs the key {name!r}.")
+                raise ConfigError(f"{cls.called} needs the key {name!r}.")
         return cls(**values)
 
     def replace(self, **changes: Any) -> Self:
@@ -91,7 +94,7 @@ class Described:
         Raises:
             ConfigError: A field is unknown or the result is impossible.
         """
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return type(self).from_dict(fields | changes)
 
     def check_range(
@@ -113,7 +116,7 @@ class Described:
             if number < low or (above and number == low) or number > high or (not closed and number == high):
                 start = f"above {low}" if above else f"from {low}"
                 end = "" if high == math.inf else f" to {high}" if closed else f" to below {high}"
-                raise ConfigError(f"{type(self).__name__}.{name} is {value!r}; give a number {start}{end}.")
+                raise ConfigError(f"{self.called}.{name} is {value!r}; give a number {start}{end}.")
 
 
 def plain(value: Any) -> Any:
@@ -153,7 +156,10 @@ def _fit(value: Any, hint: Any) -> Any:
     if origin is tuple:
         return _fit_tuple(value, get_args(hint))
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return _fit_options(value)
+        fitted = _fit_mapping(value, *get_args(hint))
+        return dict(fitted) if origin is dict else fitted
+    if hint is Any:
+        return _fit_plain(value)
     if isinstance(hint, type) and issubclass(hint, Described):
         return hint.from_dict(value) if isinstance(value, Mapping) else _of_type(value, hint)
     return _FITS[hint](value)
@@ -182,15 +188,15 @@ def _fit_tuple(value: Any, hints: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(_fit(item, hint) for item, hint in zip(items, hints, strict=True))
 
 
-def _fit_options(value: Any) -> FrozenDict:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+def _fit_mapping(value: Any, key_hint: Any, item_hint: Any) -> FrozenDict:
+    if not isinstance(value, Mapping):
         raise _Unfit
-    return FrozenDict({key: _fit_plain(item) for key, item in value.items()})
+    return FrozenDict({_fit(key, key_hint): _fit(item, item_hint) for key, item in value.items()})
 
 
 def _fit_plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return _fit_options(value)
+        return _fit_mapping(value, str, Any)
     if isinstance(value, list | tuple):
         return tuple(_fit_plain(item) for item in value)
     if value is not None and not isinstance(value, bool | int | float | str):
@@ -248,5 +254,5 @@ def _in_words(hint: Any) -> str:
     if origin is tuple:
         return f"[{', '.join(map(_in_words, inner))}]"
     if origin is not None:
-        return "a dictionary of texts, numbers and lists"
+        return "a dictionary of numbers, texts and lists"
     return _WORDS.get(hint) or f"{hint.__name__} or its dictionary"

@@ -17,7 +17,7 @@ from piip.files import cannot_write
 from piip.network import PIIP
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
 from piip.tasks.detection import Detector, DetectorConfig
-from piip.weights import download, load_exactly, read_shards
+from piip.weights import check_finite, download, load_exactly, read_shards
 
 CONFIG_NAME = "config.json"
 MODEL_FOLDER = "model"
@@ -85,7 +85,9 @@ def from_pretrained(
     description = read_description(folder)
     with torch.device("meta"):
         model = _build(description, folder)
-    load_exactly(model, read_shards(folder, "model*.safetensors"))
+    state = read_shards(folder, "model*.safetensors")
+    check_finite(state, str(folder))
+    load_exactly(model, state)
     return model.to(device).eval()
 
 

@@ -16,6 +16,8 @@ from piip.errors import CheckpointError, nearest
 HUB_PREFIX = "hf-hub:"
 WRAPPERS = ("state_dict", "module", "model")
 SHOWN_KEYS = 8
+ZIP, PICKLE = b"PK", b"\x80"
+"""How the files of torch.save begin, new and old."""
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -63,7 +65,12 @@ def read_pickle_free(path: Path) -> Any:
         CheckpointError: The file is damaged or needs unpickling of arbitrary objects.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        start = _first_bytes(path)
+        if not start.startswith((ZIP, PICKLE)):
+            raise CheckpointError(f"{path} is no PyTorch checkpoint; give a .pth or .safetensors file.")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=start == ZIP)
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror or error}.") from error
     except Exception as error:
@@ -123,10 +130,19 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
         tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no named tensors; it is not the checkpoint of a network.")
+    check_finite(tensors, str(path))
+    return tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors with NaN or infinity.
+
+    Raises:
+        CheckpointError: There is one; the message names it.
+    """
     for key, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{key} in {path} holds NaN or infinity; the file cannot be used.")
-    return tensors
+            raise CheckpointError(f"{key} in {source} holds NaN or infinity; the file cannot be used.")
 
 
 def load_pretrained(branch: Branch, source: str) -> None:
@@ -229,6 +245,6 @@ def _read_hub(repo: str) -> dict[str, Tensor]:
     return state
 
 
-def _is_zip(path: Path) -> bool:
+def _first_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(2) == b"PK"
+        return file.read(2)

@@ -84,7 +84,7 @@ def test_replace_checks_again():
         (lambda: tiny_branch(32, 64, interaction_indexes=[[0]]), r"is \[\[0\]\]; give a list"),
         (lambda: tiny_branch(32, 64, prefix_tokens="false"), "prefix_tokens is 'false'; give true or false"),
         (lambda: tiny_branch(32, math.nan), "image_size is nan; give a whole number"),
-        (lambda: tiny_branch(32, 64, options={"norm_layer": nn.LayerNorm}), "a dictionary of texts, numbers"),
+        (lambda: tiny_branch(32, 64, options={"norm_layer": nn.LayerNorm}), "a dictionary of numbers, texts"),
         (lambda: tiny_config(size_divisor=1.5), "size_divisor is 1.5; give a whole number or null"),
         (
             lambda: tiny_config(interaction="none"),

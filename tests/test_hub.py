@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from piip.config import MergingConfig
@@ -76,6 +77,12 @@ def test_a_failing_save_leaves_the_earlier_model(tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 
 
+def poison(path):
+    state = load_file(path)
+    state["mergings.0.weights.0"].fill_(float("nan"))
+    save_file(state, path)
+
+
 def change(folder, **values):
     description = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(description | values))
@@ -89,6 +96,7 @@ def change(folder, **values):
         (lambda f: (f / "config.json").write_text("[]"), "does not describe a piip model"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 20), "damaged or no safetensors file"),
         (lambda f: (f / "model.safetensors").unlink(), "missing: branches"),
+        (lambda f: poison(f / "model.safetensors"), "holds NaN or infinity"),
         (lambda f: change(f, kind="tracker"), "describes a 'tracker'"),
         (lambda f: change(f, network={"branches": []}), "describes no possible model: branches is empty"),
     ],

@@ -20,7 +20,7 @@ NUM_TRAIN, NUM_VAL, SIDE = 400, 40, 256
 RECIPE = TrainRecipe(
     name="digits",
     model=ModelRecipe(name="piip_nano"),
-    data=DataRecipe(folder="runs/digits", batch_size=2, workers=1),
+    data=DataRecipe(folder="data/digits", batch_size=2, workers=1),
     image=ImageConfig(scale=(SIDE, SIDE)),
     augment=AugmentConfig(flip=0.0),
     detector={
@@ -79,6 +79,6 @@ def demo_recipe(pictures: Path, epochs: int | None = None) -> TrainRecipe:
         pictures: Folder of the data set.
         epochs: Another number of epochs.
     """
-    trainer = dataclasses.replace(RECIPE.trainer, epochs=epochs or RECIPE.trainer.epochs)
+    trainer = dataclasses.replace(RECIPE.trainer, epochs=RECIPE.trainer.epochs if epochs is None else epochs)
     data = dataclasses.replace(RECIPE.data, folder=str(pictures))
     return dataclasses.replace(RECIPE, data=data, trainer=trainer)

@@ -36,7 +36,9 @@ def evaluate(
         raise ConfigError(f"{model} is no run, so that its data set is unknown; add --data FOLDER.")
     folder = str(data) if data is not None or recipe is None else recipe.data.folder
     split = split or (recipe.data.val if recipe else "val")
-    limit = max_detections or (recipe.trainer.max_detections if recipe else 100)
+    limit = max_detections
+    if limit is None:
+        limit = recipe.trainer.max_detections if recipe else 100
     scores = evaluate_detector(load(model, device), folder, split, limit)
     _print(f"{model} on {split} of {folder}", scores)
     target = out or (run.path / f"eval_{split}.json" if recipe else None)

@@ -1,5 +1,8 @@
 """``piip predict``."""
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from piip.cli.console import console
@@ -29,18 +32,19 @@ def predict(
     from piip.predict import load
 
     files = _files(images)
+    targets = _targets(files, out)
     predictor = load(model, device)
     listed, results = [], []
-    for found in predictor.predict_all(files, score):
-        path = files[found.image_id]
-        target = out / f"{_unique(path, files)}.png"
-        found.plot(target)
-        height, width = found.instances.original_size
-        listed.append({"id": found.image_id, "file_name": str(path), "height": height, "width": width})
-        results += found.to_coco()
-        counts = {name: found.names().count(name) for name in predictor.classes if name in found.names()}
-        summary = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
-        console().print(f"{path}: {summary} -> {target}", markup=False)
+    with _all_or_nothing(targets):
+        for found in predictor.predict_all(files, score):
+            path, target = files[found.image_id], targets[found.image_id]
+            found.plot(target)
+            height, width = found.instances.original_size
+            listed.append({"id": found.image_id, "file_name": str(path), "height": height, "width": width})
+            results += found.to_coco()
+            counts = {name: found.names().count(name) for name in predictor.classes if name in found.names()}
+            summary = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+            console().print(f"{path}: {summary} -> {target}", markup=False)
     ids = predictor.category_ids or tuple(range(1, len(predictor.classes) + 1))
     categories = [{"id": number, "name": name} for number, name in zip(ids, predictor.classes, strict=True)]
     content = {"images": listed, "categories": categories, "annotations": results}
@@ -64,7 +68,26 @@ def _files(images: list[Path]) -> list[Path]:
     return files
 
 
-def _unique(path: Path, files: list[Path]) -> str:
-    """Return a name for a drawing: the stem, with its folder where several images share it."""
-    same = [other for other in files if other.stem == path.stem]
-    return path.stem if len(same) == 1 else f"{path.stem}-{files.index(path)}"
+def _targets(files: list[Path], out: Path) -> list[Path]:
+    """Return where the drawing of every image goes; images of the same name get a number."""
+    count = Counter(path.stem for path in files)
+    names = [p.stem if count[p.stem] == 1 else f"{p.stem}-{number}" for number, p in enumerate(files)]
+    targets = [out / f"{name}.png" for name in names]
+    sources = {path.resolve() for path in files}
+    for target in targets:
+        if target.resolve() in sources:
+            raise DataError(
+                f"The drawing {target} would overwrite an image; choose another folder with --out."
+            )
+    return targets
+
+
+@contextmanager
+def _all_or_nothing(targets: list[Path]) -> Iterator[None]:
+    """Remove what was drawn if the rest cannot be."""
+    try:
+        yield
+    except BaseException:
+        for target in targets:
+            target.unlink(missing_ok=True)
+        raise

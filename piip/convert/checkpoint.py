@@ -1,6 +1,7 @@
 """Released checkpoint files as models of piip."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,6 +48,9 @@ def convert_checkpoint(
     inside, heads, strange = split_network(state)
     config = with_released_widths(config, inside).replace(size_divisor=1)  # as the original
     if detector is None:
+        if heads:
+            names = sorted({key.partition(".")[0] for key in heads})
+            warnings.warn(f"{len(heads)} tensors of {', '.join(names)} are left out.", stacklevel=2)
         return convert_network(config, inside | strange)  # which reports the strange ones
     if not heads:
         raise CheckpointError(f"{path} holds a network without a detector; convert it without a recipe.")

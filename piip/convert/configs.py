@@ -118,7 +118,7 @@ def _branch_config(project: str, branch: Config, state: State, config: Config) -
     pretrained = str(branch.get("pretrained"))
     if project == "llava":
         if branch.get("model_type", "clip_hf") == "convnext_timm":
-            return _convnext(common, state)
+            return _convnext(common, branch, state)
         return _clip(common, branch, state, config.get("tiny_clip", {}).get(pretrained))
     if project == "classification":
         augreg = branch.get("model_type", "deit") == "augreg"
@@ -126,7 +126,7 @@ def _branch_config(project: str, branch: Config, state: State, config: Config) -
     if "deit" in pretrained:
         return _deit(common, branch, state, False)
     if project == "mmdet":
-        for word, family in (("beit", _beit), ("perceiver", _uniperceiver), ("convnext", _convnext_det)):
+        for word, family in (("beit", _beit), ("perceiver", _uniperceiver), ("convnext", _convnext)):
             if word in pretrained:
                 return family(common, branch, state)
     return _internvit_class(common, branch, state, False)
@@ -257,7 +257,7 @@ def _clip(common: dict[str, Any], branch: Config, state: State, tiny: Config | N
     )
 
 
-def _convnext(common: dict[str, Any], state: State) -> BranchConfig:
+def _convnext(common: dict[str, Any], branch: Config, state: State) -> BranchConfig:
     """Return a ConvNeXt branch; widths and depths are those of the tensors (timm's or transformers' names)."""
     pattern = re.compile(r"(?:encoder\.)?stages\.(\d)\.(?:blocks|layers)\.(\d+)\.(?:conv_dw|dwconv)\.weight")
     dims, depths = [0] * 4, [0] * 4
@@ -270,7 +270,3 @@ def _convnext(common: dict[str, Any], state: State) -> BranchConfig:
     return BranchConfig(
         arch="convnext_tiny", options={"dims": tuple(dims), "depths": tuple(depths)}, **common
     )
-
-
-def _convnext_det(common: dict[str, Any], branch: Config, state: State) -> BranchConfig:
-    return _convnext(common, state)

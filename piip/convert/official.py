@@ -14,13 +14,13 @@ from piip.network import PIIP
 from piip.tasks.classification import ClassificationHead, ClassifierConfig, ImageClassifier
 from piip.weights import load_exactly
 
-# Parameters that the original's classes have but never use: final norms of whole networks used as branches, and
-# the finest pyramid level of the three-branch class with DINO (SPEC 5.1, 5.3, 7.1).
 HEADS: Mapping[str, ClassificationHead] = {
     "cls_head.weight": "merged",
     "branch1.head.weight": "branch_heads",
 }
 """The tensor that tells each kind of classification head."""
+# Parameters that the original's classes have but never use: final norms of whole networks used as branches, and
+# the finest pyramid level of the three-branch class with DINO (SPEC 5.1, 5.3, 7.1).
 UNUSED_IN_BRANCH = ("layernorm.", "head.norm.", "post_layernorm.", "embeddings.position_ids")
 
 

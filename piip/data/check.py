@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from piip.data.coco import MIN_SIDE
 from piip.data.images import ImageFileError, read_size
-from piip.data.index import read_raw
+from piip.data.index import as_id, read_raw
 from piip.data.layout import DatasetLayout, SplitSource, find_dataset, read_yolo_settings
 from piip.data.outlines import compress, usable_polygons
 from piip.data.report import CheckReport, Findings, Problem, Severity, SplitStatistics
@@ -104,11 +104,18 @@ class _Split:
         complete = []
         for position, entry in enumerate(raw[part]):
             missing = [key for key in keys if key not in entry]
+            numbers = {key: as_id(entry[key]) for key in keys if key.endswith("id") and key in entry}
+            strange = [key for key, number in numbers.items() if number is None]
             if missing:
                 self.add("error", f"{part} without {missing[0]}", f"entry {position}")
+            elif strange:
+                key = strange[0]
+                self.add(
+                    "error", f"{part} whose {key} is no whole number", f"entry {position} ({entry[key]!r})"
+                )
             else:
-                complete.append(entry)
-        for number, count in Counter(entry.get("id") for entry in complete).items():
+                complete.append(entry | numbers)
+        for number, count in Counter(as_id(entry.get("id")) for entry in complete).items():
             if count > 1 and number is not None:
                 severity: Severity = "warning" if part == "annotations" else "error"
                 self.add(severity, f"duplicate ids of {part}", number, count - 1)

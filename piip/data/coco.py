@@ -83,7 +83,7 @@ class DetectionDataset(Dataset[Item]):
         if not len(self.indices):
             raise DataError(f"{self.index.source} has no image{' with objects to train on' * training}.")
         if masks:
-            self._require_outlines()
+            self.require_outlines(np.flatnonzero(self._usable))
         self._transform = training_transform(augment, image) if augment else evaluation_transform(image)
 
     def __len__(self) -> int:
@@ -113,6 +113,29 @@ class DetectionDataset(Dataset[Item]):
         """``(len,)``: 1 where the image is at least as wide as high; batches hold one kind (HEADS 9)."""
         sizes = self.index.sizes[self.indices]
         return (sizes[:, 1] >= sizes[:, 0]).astype(np.int64)
+
+    @property
+    def objects(self) -> NDArray[np.int64]:
+        """Positions in the index of all objects of the chosen classes, crowds included."""
+        return np.flatnonzero(self._labels >= 0)
+
+    def require_outlines(self, objects: NDArray[np.int64]) -> None:
+        """Refuse objects without an outline.
+
+        Args:
+            objects: Their positions in the index.
+
+        Raises:
+            DataError: There are some.
+        """
+        bare = [item for item in objects.tolist() if item not in self.index.outlines]
+        if bare:
+            image = int(np.searchsorted(self.index.starts, bare[0], side="right")) - 1
+            raise DataError(
+                f"{self.index.source}: {len(bare)} of {len(objects)} objects have no outline, the first in "
+                f"{self.index.file_names[image]}; use a detector without masks (detector.masks false) or add "
+                "outlines."
+            )
 
     def coco_dict(self) -> dict[str, Any]:
         """Return the ground truth of this data set as a COCO dict, crowds included, for pycocotools.
@@ -175,15 +198,6 @@ class DetectionDataset(Dataset[Item]):
             before = np.concatenate(([0], np.cumsum(self._usable)))
             kept &= np.diff(before[self.index.starts]) > 0
         return np.flatnonzero(kept)
-
-    def _require_outlines(self) -> None:
-        bare = [item for item in np.flatnonzero(self._usable).tolist() if item not in self.index.outlines]
-        if bare:
-            image = int(np.searchsorted(self.index.starts, bare[0], side="right")) - 1
-            raise DataError(
-                f"{self.index.source}: {len(bare)} of {int(self._usable.sum())} objects have no outline, the "
-                f"first in {self.index.file_names[image]}; train a detector without masks or add outlines."
-            )
 
 
 def collate(batch: Sequence[Item]) -> tuple[list[Tensor], list[Target], list[ImageMeta]]:

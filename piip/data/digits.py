@@ -127,9 +127,13 @@ def _is_made(folder: Path, parameters: dict[str, Any]) -> bool:
         DataError: It holds something that was not made here.
     """
     manifest = _manifest(folder)
-    if manifest is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= _made(manifest)):
         raise DataError(f"{folder} already holds something else; choose another folder for the digits.")
     return manifest == parameters
+
+
+def _made(manifest: dict[str, Any] | None) -> set[str]:
+    return set() if manifest is None else {_MANIFEST, "annotations", "train", "val"}
 
 
 @contextlib.contextmanager

@@ -124,8 +124,8 @@ def build_index(raw: dict[str, Any], source: Path, root: Path) -> AnnotationInde
         DataError: An entry lacks a key, refers to an unknown image or category, or is no number.
     """
     try:
-        categories = sorted((int(entry["id"]), str(entry["name"])) for entry in raw["categories"])
-        image_ids = np.array([int(image["id"]) for image in raw["images"]], np.int64)
+        categories = sorted((_id(entry["id"]), str(entry["name"])) for entry in raw["categories"])
+        image_ids = np.array([_id(image["id"]) for image in raw["images"]], np.int64)
         names = tuple(str(image["file_name"]) for image in raw["images"])
         sizes = np.array([_image_size(image, root) for image in raw["images"]], np.int64).reshape(-1, 2)
         order, image_of = _sort_by_image(raw["annotations"], image_ids, source)
@@ -148,8 +148,24 @@ def build_index(raw: dict[str, Any], source: Path, root: Path) -> AnnotationInde
         )
     except KeyError as error:
         raise DataError(f"{source}: an entry lacks the key {error}.") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{source} does not follow the COCO format ({error}).") from error
+
+
+def as_id(value: Any) -> int | None:
+    """Return a whole number of 64 bits, also one written as text, or None if it is something else."""
+    written = isinstance(value, str) and value.strip().removeprefix("-").isdecimal()
+    if not written and (isinstance(value, bool) or not isinstance(value, int)):
+        return None
+    number = int(value)
+    return number if abs(number) < 2**63 else None
+
+
+def _id(value: Any) -> int:
+    number = as_id(value)
+    if number is None:
+        raise ValueError(f"the id {value!r} is no whole number")
+    return number
 
 
 def _image_size(image: dict[str, Any], root: Path) -> tuple[int, int]:
@@ -166,7 +182,7 @@ def _sort_by_image(
     if len(positions) < len(image_ids):
         values, counts = np.unique(image_ids, return_counts=True)
         raise DataError(f"{source}: the image id {values[counts > 1][0]} is used {counts.max()} times.")
-    wanted = [int(entry["image_id"]) for entry in annotations]
+    wanted = [_id(entry["image_id"]) for entry in annotations]
     unknown = [image_id for image_id in wanted if image_id not in positions]
     if unknown:
         raise DataError(
@@ -183,7 +199,7 @@ def _category_positions(
     positions = {number: position for position, number in enumerate(category_ids)}
     if len(positions) < len(category_ids):
         raise DataError(f"{source}: a category id is used twice in {category_ids}.")
-    wanted = [int(entry["category_id"]) for entry in objects]
+    wanted = [_id(entry["category_id"]) for entry in objects]
     unknown = [number for number in wanted if number not in positions]
     if unknown:
         raise DataError(

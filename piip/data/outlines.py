@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from piip.errors import DataError, require
 
+FARTHEST = 1e6  # pixels; pycocotools walks along every edge
 MIN_COORDINATES = 6  # with 4 numbers pycocotools would take a polygon for a box
 
 
@@ -101,6 +102,8 @@ def usable_polygons(segmentation: Any) -> list[NDArray[np.float64]]:
         raise DataError("a segmentation must be a list of polygons or an RLE") from error
     if any(array.ndim != 1 for array in arrays):
         raise DataError("a segmentation must be a list of polygons x, y, x, y, ... or an RLE")
+    if any(not (np.abs(array) < FARTHEST).all() for array in arrays):
+        raise DataError(f"a polygon has NaN or coordinates beyond {FARTHEST:.0f} pixels")
     return [array for array in arrays if len(array) >= MIN_COORDINATES and len(array) % 2 == 0]
 
 
@@ -111,15 +114,17 @@ def compress(segmentation: dict[str, Any], size: tuple[int, int]) -> bytes:
         DataError: Its size is not that of the image, or its counts do not fill it.
     """
     counts, given = segmentation.get("counts"), segmentation.get("size")
-    if given is None or tuple(given) != tuple(size):
+    if not isinstance(given, list | tuple) or tuple(given) != tuple(size):
         raise DataError(f"an RLE has size {given} in an image of height and width {list(size)}")
-    if isinstance(counts, str):
+    if isinstance(counts, str) and counts.isascii():
         return counts.encode("ascii")
     if isinstance(counts, bytes):
         return counts
-    if not isinstance(counts, list) or sum(counts) != size[0] * size[1]:
+    runs = counts if isinstance(counts, list) else []
+    whole = all(type(count) is int and count >= 0 for count in runs)
+    if not whole or sum(runs) != size[0] * size[1]:
         raise DataError(f"the counts of an RLE do not fill the image of height and width {list(size)}")
-    return _pycocotools().frPyObjects({"size": list(size), "counts": counts}, *size)["counts"]
+    return _pycocotools().frPyObjects({"size": list(size), "counts": runs}, *size)["counts"]
 
 
 def _pycocotools() -> Any:

@@ -61,8 +61,8 @@ def class_names(settings: dict[str, Any], path: Path) -> list[str]:
     """
     names = settings.get("names")
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise DataError(f"names of {path} must have the keys 0 to {len(names) - 1}, got {sorted(names)}.")
+        if set(names) != set(range(len(names))):
+            raise DataError(f"names of {path} must have the keys 0 to {len(names) - 1}, got {list(names)}.")
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list) or not names:
         raise DataError(f"{path} needs names, a list of the classes.")

@@ -1,6 +1,5 @@
 """Checkpoints that are complete or absent, and a Ctrl-C that loses nothing."""
 
-import pickle
 import signal
 from pathlib import Path
 from types import FrameType
@@ -42,13 +41,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             CheckpointError: It is missing or damaged.
         """
         try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except FileNotFoundError as error:
             raise CheckpointError(f"There is no checkpoint {path} to resume from.") from error
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        except Exception as error:  # torch's readers raise whatever a damaged byte leads to
             raise CheckpointError(
                 f"The checkpoint {path} is damaged ({type(error).__name__}); resume from another one."
             ) from error
+        if not isinstance(checkpoint, dict) or not checkpoint.keys() >= _WRITTEN_BY_LIGHTNING:
+            raise CheckpointError(
+                f"{path} is no checkpoint of a run; resume from its last.ckpt or best.ckpt."
+            )
+        return checkpoint
 
 
 class Checkpoints(Checkpoint):
@@ -144,6 +148,7 @@ class Checkpoints(Checkpoint):
         self.stop_asked = True
 
 
+_WRITTEN_BY_LIGHTNING = {"pytorch-lightning_version", "state_dict", "global_step"}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

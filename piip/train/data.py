@@ -1,5 +1,6 @@
 """Data loaders of a training run, the same batches after every restart."""
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,8 +12,17 @@ from torch.utils.data import DataLoader
 from piip.data.coco import DetectionDataset, collate
 from piip.data.layout import find_dataset
 from piip.data.sampler import GroupedBatchSampler
-from piip.errors import ConfigError
+from piip.errors import ConfigError, DataError
 from piip.train.recipe import TrainRecipe
+
+
+def outlive_first_sigterm(worker: int) -> None:
+    """Let a loader process go on after the first SIGTERM.
+
+    Schedulers send it to the whole group of processes; the run finishes its step first (see `Checkpoints`) and
+    needs its loaders for that.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 class ResumableLoader(DataLoader):
@@ -45,6 +55,7 @@ class ResumableLoader(DataLoader):
             collate_fn=collate_fn,
             pin_memory=pin_memory,
             persistent_workers=False,
+            worker_init_fn=outlive_first_sigterm,
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -99,6 +110,21 @@ class DetectionData(L.LightningDataModule):
         self.val_set = DetectionDataset(
             layout.split(recipe.data.val), recipe.image, masks=False, classes=self.train_set.classes
         )
+        self._check_validation()
+
+    def _check_validation(self) -> None:
+        """Refuse a split on which the run could not be measured."""
+        index = self.val_set.index
+        strange = [name for name in index.classes if name not in self.train_set.index.classes]
+        if strange and not self.recipe.data.classes:
+            raise DataError(
+                f"{index.source} has the class {strange[0]!r}, which the training split lacks; mend one of them, "
+                "or name the classes to keep in data.classes."
+            )
+        if not len(self.val_set.objects):
+            raise DataError(f"{index.source} has no objects, so that nothing can be measured on it.")
+        if self.recipe.masks:
+            self.val_set.require_outlines(self.val_set.objects)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of the training split."""
@@ -128,6 +154,7 @@ class DetectionData(L.LightningDataModule):
             num_workers=data.workers,
             collate_fn=collate,
             pin_memory=False,
+            worker_init_fn=outlive_first_sigterm,
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

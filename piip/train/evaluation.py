@@ -6,7 +6,7 @@ import torch
 
 from piip.data.coco import DetectionDataset
 from piip.data.layout import find_dataset
-from piip.errors import ConfigError
+from piip.errors import ConfigError, DataError
 from piip.predict import Predictor
 from piip.train.metrics import evaluate
 
@@ -36,12 +36,17 @@ def evaluate_detector(
             "evaluate on data with the model's classes, or train a new head on this data."
         )
     dataset = DetectionDataset(dataset.index, predictor.image, masks=False, classes=predictor.classes)
+    if not len(dataset.objects):
+        raise DataError(
+            f"{dataset.index.source} has no objects of the model's classes, so nothing can be measured."
+        )
+    outlined = any(item in dataset.index.outlines for item in dataset.objects.tolist())
+    masks = predictor.detector.config.masks and outlined  # a set of boxes alone measures boxes
+    if masks:
+        dataset.require_outlines(dataset.objects)
     results: list[dict[str, Any]] = []
     for image, _, meta in (dataset[index] for index in range(len(dataset))):
         found = predictor.detector([image.to(predictor.device)], None, [meta])[0]
         results += found.to_coco(meta.image_id, dataset.category_ids)
-    masks = predictor.detector.config.masks and any(
-        "segmentation" in a for a in dataset.coco_dict()["annotations"]
-    )
     scores = evaluate(dataset.coco_dict(), results, masks=masks, max_detections=max_detections)
     return {kind: score.to_dict() for kind, score in scores.items()}

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
-from piip.errors import ConfigError
+from piip.errors import CheckpointError, ConfigError
 from piip.train.checkpoints import AtomicCheckpointIO, Checkpoints, MovingAverage
 from piip.train.folder import RunFolder
 from piip.train.logs import CsvLogger, StepLog, tensorboard_logger
@@ -48,6 +48,12 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
         except SystemExit as end:  # Lightning leaves this way after Ctrl-C
             raise KeyboardInterrupt(str(end.__context__ or "")) from end
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise CheckpointError(
+                f"{checkpoint} is of another model ({_first_sentence(error)}); resume with the run's own recipe."
+            ) from error
     if trainer.interrupted:
         raise KeyboardInterrupt
     return trainer
@@ -89,7 +95,7 @@ def build_trainer(recipe: TrainRecipe, folder: RunFolder, *, resume: bool = Fals
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"The hardware of the recipe is not there (accelerator {settings.accelerator}, devices "
-            f"{settings.devices}): {_first_sentence(error)} Use --trainer.accelerator cpu or auto."
+            f"{settings.devices}): {_first_sentence(error)} Use --trainer.accelerator auto --trainer.devices 1."
         ) from error
 
 

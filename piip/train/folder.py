@@ -62,14 +62,19 @@ class RunFolder:
         """Checkpoint with the best metric."""
         return self.path / "checkpoints" / "best.ckpt"
 
-    def start(self, recipe: TrainRecipe, environment: dict[str, Any]) -> None:
+    def write(self, recipe: TrainRecipe, environment: dict[str, Any], resume: bool = False) -> None:
         """Write what is known before the first step.
+
+        Args:
+            recipe: The run.
+            environment: Versions and hardware.
+            resume: The run goes on. A run that stopped before its first checkpoint may begin anew in any case.
 
         Raises:
             ConfigError: The folder holds another run.
             PiipError: It cannot be written.
         """
-        if self.config.exists():
+        if not resume and (self.last.exists() or self.best.exists() or self.model.exists()):
             raise ConfigError(
                 f"{self.path} already holds a run; add --resume to continue it or choose another --out."
             )
@@ -93,19 +98,32 @@ class RunFolder:
             PiipError: The run has not been evaluated yet, or the file is damaged.
         """
         try:
-            return json.loads(self.results.read_text(encoding="utf-8"))
+            results = json.loads(self.results.read_text(encoding="utf-8"))
         except OSError as error:
             raise PiipError(
                 f"{self.path} has no results.json yet; let the run finish an evaluation."
             ) from error
         except ValueError as error:
-            raise PiipError(f"{self.results} is damaged ({error}); evaluate the run again.") from error
+            raise PiipError(f"{self.results} is damaged ({error}); train the run again.") from error
+        if not isinstance(results, dict) or "epoch" not in results:
+            raise PiipError(f"{self.results} holds no results of a run; train the run again.")
+        return results
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """Return the rows of metrics.csv without their empty cells."""
+        """Return the rows of metrics.csv without their empty cells.
+
+        Raises:
+            PiipError: The file is damaged.
+        """
         if not self.metrics.is_file():
             return []
-        with self.metrics.open(newline="", encoding="utf-8") as file:
-            return [
-                {key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)
-            ]
+        try:
+            with self.metrics.open(newline="", encoding="utf-8") as file:
+                rows = [
+                    {key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)
+                ]
+        except (ValueError, TypeError, csv.Error) as error:
+            raise PiipError(f"{self.metrics} is damaged ({error}); delete the broken rows.") from error
+        if any("step" not in row for row in rows):
+            raise PiipError(f"{self.metrics} is damaged (a row has no step); delete the broken rows.")
+        return rows

@@ -88,6 +88,14 @@ class StepLog(Callback):
         self.every = every
         self._logged = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step of the last row."""
+        return {"logged": self._logged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the last row: batches of a step that is already logged are not logged again."""
+        self._logged = state_dict["logged"]
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from piip.described import Described
 from piip.errors import ConfigError
 from piip.network import PIIP
 
@@ -15,7 +16,7 @@ _IN_BRANCH = re.compile(r"branches\.(?P<branch>\d+)\.(?:blocks\.(?P<block>\d+)\.
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Described, called="optimizer"):
     """AdamW.
 
     Attributes:
@@ -35,13 +36,14 @@ class OptimizerConfig:
     num_layers: int | None = None
     skip_stride: tuple[float, ...] | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse values with which nothing can be learned."""
-        if self.lr <= 0 or self.weight_decay < 0 or not 0 < self.layer_decay <= 1:
-            raise ConfigError(
-                f"The optimiser needs lr above 0, weight_decay from 0 and layer_decay above 0 and at most 1; got "
-                f"{self.lr}, {self.weight_decay} and {self.layer_decay}."
-            )
+        self.check_range("lr", 0, above=True)
+        self.check_range("weight_decay", 0)
+        self.check_range("betas", 0, 1)
+        self.check_range("layer_decay", 0, 1, above=True, closed=True)
+        self.check_range("num_layers", 1)
+        self.check_range("skip_stride", 0, above=True)
 
 
 def build_optimizer(

@@ -5,9 +5,10 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from piip.data.transforms import AugmentConfig, ImageConfig
+from piip.described import Described
 from piip.errors import ConfigError, nearest, require
 from piip.train.optimizer import OptimizerConfig
 from piip.train.schedule import ScheduleConfig
@@ -20,7 +21,7 @@ BASE_KEY = "base"
 
 
 @dataclass(frozen=True)
-class ModelRecipe:
+class ModelRecipe(Described, called="model"):
     """The network: a published one by ``name``, any timm networks by ``branches``, or a saved model by ``start``.
 
     Attributes:
@@ -45,7 +46,7 @@ class ModelRecipe:
     start: str | None = None
     new_head: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse two descriptions at once."""
         given = [key for key in ("name", "branches", "start") if getattr(self, key)]
         if len(given) > 1:
@@ -55,7 +56,7 @@ class ModelRecipe:
 
 
 @dataclass(frozen=True)
-class DataRecipe:
+class DataRecipe(Described, called="data"):
     """The data set.
 
     Attributes:
@@ -78,9 +79,15 @@ class DataRecipe:
     eval_batch_size: int = 1
     workers: int = 2
 
+    def check(self) -> None:
+        """Refuse numbers that no loader can have."""
+        self.check_range("batch_size", 1)
+        self.check_range("eval_batch_size", 1)
+        self.check_range("workers", 0)
+
 
 @dataclass(frozen=True)
-class TrainerRecipe:
+class TrainerRecipe(Described, called="trainer"):
     """How long, where and how training runs.
 
     Attributes:
@@ -117,29 +124,24 @@ class TrainerRecipe:
     samples: int = 8
     seed: int = 0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse numbers that no run can have."""
         for name in ("epochs", "nodes", "accumulate", "eval_every", "max_detections", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"trainer.{name} is {getattr(self, name)}; give a number from 1.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ConfigError(
-                f"trainer.ema_decay is {self.ema_decay}; give a number between 0 and 1, or null."
-            )
+            self.check_range(name, 1)
+        for name in ("samples", "seed"):
+            self.check_range(name, 0)
+        self.check_range("clip_norm", 0, above=True)
+        self.check_range("ema_decay", 0, 1, above=True)
+        if self.devices != "auto" and not (str(self.devices).isdigit() and int(self.devices)):
+            raise ConfigError(f"trainer.devices is {self.devices!r}; give a number from 1, or auto.")
         if self.ema_decay is not None and self.strategy == "fsdp":
             raise ConfigError(
                 "trainer.ema_decay does not work with strategy fsdp; set one of them to null or ddp."
             )
-        for name, choices in (("strategy", Strategy), ("precision", Precision)):
-            if getattr(self, name) not in get_args(choices):
-                raise ConfigError(
-                    f"Unknown trainer.{name} {getattr(self, name)!r}. "
-                    f"{nearest(str(getattr(self, name)), get_args(choices))}"
-                )
 
 
 @dataclass(frozen=True)
-class TrainRecipe:
+class TrainRecipe(Described, called="recipe"):
     """A training run.
 
     Attributes:
@@ -168,10 +170,6 @@ class TrainRecipe:
     def masks(self) -> bool:
         """Whether the detector predicts masks."""
         return bool(self.detector.get("masks", True))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as plain values, every default written out."""
-        return _plain(dataclasses.asdict(self))
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML, every default written out."""
@@ -233,6 +231,8 @@ def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = values.pop(BASE_KEY, None)
     if base is None:
         return values
+    if not isinstance(base, str):
+        raise ConfigError(f"The recipe {path} has the base {base!r}; give the name of another recipe file.")
     if path.resolve() in seen:
         raise ConfigError(f"The recipe {path} is its own base; remove one of the base keys.")
     return _merge(_read_merged(path.parent / base, (*seen, path.resolve())), values)
@@ -255,9 +255,3 @@ def _check_keys(values: Mapping[str, Any], kind: Any, source: str, prefix: str =
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{source}: {prefix}{key} is {value!r}; it has keys of its own below it.")
             _check_keys(value, types[key], source, f"{prefix}{key}.")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,12 +1,13 @@
 """A training run from a recipe to a folder with a model, metrics, curves and samples."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from piip.errors import ConfigError, PiipError, require
+from piip.errors import ConfigError, require
 from piip.files import write_json
 from piip.tasks.detection import Detector
 from piip.train.environment import environment
@@ -36,11 +37,16 @@ def run_training(recipe: TrainRecipe | str | Path, out: str | Path, *, resume: b
     from piip.train.building import build_detector
     from piip.train.data import DetectionData
     from piip.train.detection import DetectionModule
-    from piip.train.fitting import fit
+    from piip.train.fitting import build_trainer, fit
 
     recipe = recipe if isinstance(recipe, TrainRecipe) else load_recipe(recipe)
     folder = RunFolder(Path(out))
+    if folder.path.resolve() == Path(recipe.data.folder or "nowhere").resolve():
+        raise ConfigError(
+            f"{folder.path} is the folder of the data; choose another one for the run with --out."
+        )
     data = DetectionData(recipe)
+    build_trainer(recipe, folder)  # hardware that is not there is found before anything is written
     torch.manual_seed(recipe.trainer.seed)
     detector = build_detector(recipe, data.train_set.classes)
     if getattr(rank_zero_only, "rank", 0) == 0:
@@ -71,22 +77,35 @@ def finish(folder: RunFolder, detector: Detector, recipe: TrainRecipe, val_set: 
 
 def model_metadata(recipe: TrainRecipe, category_ids: tuple[int, ...]) -> dict[str, Any]:
     """Return what a saved detector must know beside its own configuration."""
-    from dataclasses import asdict
+    return {"image": recipe.image.to_dict(), "category_ids": list(category_ids)}
 
-    return {"image": asdict(recipe.image), "category_ids": list(category_ids)}
+
+FREE_TO_CHANGE = {
+    "data.workers",
+    "data.eval_batch_size",
+    *("trainer." + name for name in ("epochs", "accelerator", "devices", "nodes", "grad_checkpointing")),
+    *("trainer." + name for name in ("eval_every", "max_detections", "log_every", "samples")),
+}
+"""Settings that may differ when a run goes on: all others would make it another run."""
 
 
 def _open(folder: RunFolder, recipe: TrainRecipe, resume: bool) -> None:
     """Begin a run folder, or check that it holds the run that is to go on."""
-    if not (resume and folder.config.exists()):
-        folder.start(recipe, environment())
-        return
-    before = folder.recipe()
-    for part in ("model", "data", "image", "augment", "detector", "optimizer", "schedule"):
-        if getattr(before, part) != getattr(recipe, part):
+    if resume and folder.last.exists():
+        before, now = folder.recipe().to_dict(), recipe.to_dict()
+        changed = [name for name in _differences(before, now) if name not in FREE_TO_CHANGE]
+        if changed:
             raise ConfigError(
-                f"{folder.path} was trained with another {part}; resume with the same recipe, or start a new run "
-                "with another --out."
+                f"{folder.path} was trained with another {changed[0]}; resume with the same recipe, or start a "
+                "new run with another --out."
             )
-    if not folder.last.exists():
-        raise PiipError(f"{folder.path} has no checkpoint to resume from; start again with another --out.")
+    folder.write(recipe, environment(), resume)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of the settings that differ, but for the run's name."""
+    for key in now.keys() - ({"name"} if not prefix else set()):
+        if isinstance(now[key], dict) and isinstance(before.get(key), dict) and not prefix:
+            yield from _differences(before[key], now[key], f"{key}.")
+        elif before.get(key) != now[key]:
+            yield f"{prefix}{key}"

@@ -5,18 +5,19 @@ The formulas are those of the released runs (SPEC 16; mmcv 1.7's LR hooks).
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from piip.errors import ConfigError, nearest
+from piip.described import Described
+from piip.errors import ConfigError
 
 ScheduleKind = Literal["constant", "step", "cosine", "poly"]
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Described, called="schedule"):
     """How the learning rate changes.
 
     Attributes:
@@ -39,19 +40,15 @@ class ScheduleConfig:
     warmup_steps: int = 500
     warmup_ratio: float = 0.001
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse what is no schedule."""
-        if self.kind not in get_args(ScheduleKind):
-            raise ConfigError(
-                f"Unknown schedule kind {self.kind!r}. {nearest(self.kind, get_args(ScheduleKind))}"
-            )
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise ConfigError(f"milestones is {self.milestones}; give rising epochs.")
-        if self.warmup_steps < 0 or not 0 < self.warmup_ratio <= 1:
-            raise ConfigError(
-                f"The warm-up needs warmup_steps from 0 and a warmup_ratio above 0 and at most 1; got "
-                f"{self.warmup_steps} and {self.warmup_ratio}."
-            )
+            raise ConfigError(f"schedule.milestones is {self.milestones}; give rising epochs.")
+        self.check_range("gamma", 0, 1, above=True, closed=True)
+        self.check_range("power", 0, above=True)
+        self.check_range("min_lr", 0)
+        self.check_range("warmup_steps", 0)
+        self.check_range("warmup_ratio", 0, 1, above=True, closed=True)
 
 
 def learning_rate(

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from piip.data.check import check_detection
+from piip.data.index import read_index
 from piip.data.layout import find_dataset
 from piip.errors import DataError
 from tests.data.builders import annotation, coco_raw, write_coco, write_images, write_yolo
@@ -146,6 +147,49 @@ def test_unusable_annotations_are_one_error(tmp_path):
     report = check_detection(tmp_path)
     assert list(report.splits) == ["train"]
     assert "not a readable json" in found(report)["error", "val", "annotations cannot be used"].where[0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda raw: raw["images"][0].update(id=[1]), "images whose id is no whole number"),
+        (lambda raw: raw["images"][0].update(id="im1"), "images whose id is no whole number"),
+        (lambda raw: raw["images"][0].update(id=2**70), "images whose id is no whole number"),
+        (lambda raw: raw["categories"][0].update(id="cat"), "categories whose id is no whole number"),
+        (
+            lambda raw: raw["annotations"][0].update(category_id=None),
+            "annotations whose category_id is no whole",
+        ),
+        (lambda raw: outline(raw, [[float("nan"), 1, 2, 3, 4, 5]]), "segmentations of no known form"),
+        (lambda raw: outline(raw, [[1e9, 1, 2, 3, 4, 5]]), "segmentations of no known form"),
+        (lambda raw: outline(raw, {"size": 5, "counts": "a"}), "segmentations of no known form"),
+        (lambda raw: outline(raw, {"size": [80, 50], "counts": "ä"}), "segmentations of no known form"),
+        (lambda raw: outline(raw, {"size": [80, 50], "counts": ["a"]}), "segmentations of no known form"),
+        (
+            lambda raw: outline(raw, {"size": [80, 50], "counts": [-5, 4005]}),
+            "segmentations of no known form",
+        ),
+    ],
+)
+def test_damaged_entries_are_reported_and_refused_in_training(tmp_path, damage, what):
+    raw = coco_raw()
+    damage(raw)
+    problems = [problem for problem in check(tmp_path, raw).problems if problem.severity == "error"]
+    assert any(problem.what.startswith(what) for problem in problems)
+    with pytest.raises(DataError):
+        read_index(find_dataset(tmp_path).split("train"))
+
+
+def outline(raw, segmentation):
+    raw["annotations"][0]["segmentation"] = segmentation
+
+
+def test_ids_written_as_texts_are_numbers(tmp_path):
+    raw = coco_raw()
+    for entry in raw["annotations"]:
+        entry["category_id"] = str(entry["category_id"])
+    assert check(tmp_path, raw).ok
+    assert len(read_index(find_dataset(tmp_path).split("train")).boxes)
 
 
 def test_one_split_and_no_data(tmp_path):

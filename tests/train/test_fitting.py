@@ -15,8 +15,10 @@ from tests.train.toy import ToyData, ToyModule, toy_recipe
 class Interrupted(ToyModule):
     """Gets Ctrl-C in the middle of a step."""
 
+    at = 11
+
     def losses(self, batch):
-        if len(self.seen) == 11:
+        if len(self.seen) == self.at:
             os.kill(os.getpid(), signal.SIGINT)
         return super().losses(batch)
 
@@ -100,14 +102,41 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="is damaged"):
         run(tmp_path, ToyModule(toy_recipe()), resume=True)
+    last.write_bytes(b"abc")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        run(tmp_path, ToyModule(toy_recipe()), resume=True)
+    torch.save({"state_dict": {}}, last)
+    with pytest.raises(CheckpointError, match="is no checkpoint of a run"):
+        run(tmp_path, ToyModule(toy_recipe()), resume=True)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         model_weights(tmp_path / "none.ckpt")
+
+
+def test_a_checkpoint_of_another_model_is_one_sentence(tmp_path):
+    run(tmp_path, ToyModule(toy_recipe(epochs=1)))
+    last = tmp_path / "checkpoints/last.ckpt"
+    content = torch.load(last, weights_only=True)
+    content["state_dict"].pop("model.0.mergings.0.weights.0")
+    torch.save(content, last)
+    with pytest.raises(CheckpointError, match=r"last.ckpt is of another model"):
+        run(tmp_path, ToyModule(toy_recipe()), resume=True)
+
+
+def test_rows_of_a_step_already_logged_stay_when_resuming_inside_an_accumulation(tmp_path):
+    recipe = toy_recipe(accumulate=2)
+    run(tmp_path / "whole", ToyModule(recipe))
+    stopped = Interrupted(recipe)
+    stopped.at = 9
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", stopped)
+    run(tmp_path / "parts", ToyModule(recipe), resume=True)
+    assert (tmp_path / "parts/metrics.csv").read_text() == (tmp_path / "whole/metrics.csv").read_text()
 
 
 def test_a_missing_gpu_is_one_sentence(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(ConfigError, match=r"accelerator gpu.*--trainer\.accelerator cpu"):
+    with pytest.raises(ConfigError, match=r"accelerator gpu.*--trainer\.accelerator auto"):
         build_trainer(toy_recipe(accelerator="gpu"), RunFolder(tmp_path))
 
 

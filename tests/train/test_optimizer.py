@@ -131,7 +131,7 @@ def test_shared_weights_have_one_set_of_groups():
 def test_bad_settings():
     with pytest.raises(ConfigError, match="skip_stride has 1 numbers for 3 branches"):
         layer_decay_groups(PIIP(config(2, 2, 2)), 1.0, 0.1, 2, 0.9, [1.0])
-    with pytest.raises(ConfigError, match="lr above 0"):
+    with pytest.raises(ConfigError, match=r"lr is 0.0; give a number above 0"):
         OptimizerConfig(lr=0)
     with pytest.raises(ConfigError, match="no PIIP network"):
         find_network(nn.Linear(1, 1))

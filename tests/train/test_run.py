@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from piip.cli import main
 from piip.cli.demo import RECIPE
 from piip.data.digits import make_digits
 from piip.data.transforms import ImageConfig
-from piip.errors import ConfigError, DataError, PiipError
+from piip.errors import ConfigError, DataError
 from piip.hub import from_pretrained
 from piip.predict import load
 from piip.train.checkpoints import AtomicCheckpointIO
@@ -136,8 +137,77 @@ def test_a_second_run_needs_its_own_folder(run, pictures):
     with pytest.raises(ConfigError, match="already holds a run; add --resume"):
         run_training(small(pictures), run.path)
     other = small(pictures, optimizer=replace(RECIPE.optimizer, lr=1.0))
-    with pytest.raises(ConfigError, match="another optimizer"):
+    with pytest.raises(ConfigError, match=r"another optimizer\.lr"):
         run_training(other, run.path, resume=True)
+    averaged = small(pictures, trainer=replace(small(pictures).trainer, ema_decay=None))
+    with pytest.raises(ConfigError, match=r"another trainer\.ema_decay"):
+        run_training(averaged, run.path, resume=True)
+
+
+def test_a_longer_run_goes_on_and_writes_its_recipe(run, pictures, tmp_path):
+    shutil.copytree(run.path, tmp_path / "longer")
+    longer = small(pictures, trainer=replace(small(pictures).trainer, epochs=3))
+    folder = run_training(longer, tmp_path / "longer", resume=True)
+    assert folder.recipe().trainer.epochs == 3
+    assert folder.read_metrics()[-1]["epoch"] == 3
+
+
+def test_the_data_are_not_the_run(pictures):
+    with pytest.raises(ConfigError, match="is the folder of the data"):
+        run_training(small(pictures), pictures)
+
+
+def test_hardware_that_is_not_there_leaves_nothing(pictures, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    recipe = small(pictures, trainer=replace(small(pictures).trainer, accelerator="gpu"))
+    with pytest.raises(ConfigError, match="accelerator gpu"):
+        run_training(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda val: val["annotations"][0].pop("segmentation"), "1 of .* objects have no outline"),
+        (lambda val: val.update(annotations=[]), "no objects, so that nothing can be measured"),
+        (lambda val: val["categories"].append({"id": 99, "name": "x"}), "the class 'x', which the training"),
+    ],
+)
+def test_validation_data_that_cannot_be_measured_stops_before_training(pictures, tmp_path, damage, message):
+    shutil.copytree(pictures, tmp_path / "data")
+    path = tmp_path / "data/annotations/val.json"
+    val = json.loads(path.read_text())
+    damage(val)
+    path.write_text(json.dumps(val))
+    with pytest.raises(DataError, match=message):
+        run_training(small(tmp_path / "data"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_predicting_never_overwrites_an_image_and_leaves_no_half(run, pictures, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    source = sorted((pictures / "val").glob("*.jpg"))[0]
+    Image.open(source).save(images / "a.png")
+    words = ["predict", str(images), "--model", str(run.path)]
+    assert main([*words, "--out", str(images)]) == 2
+    assert "would overwrite an image" in capsys.readouterr().err
+    shutil.copy(source, images / "b.jpg")
+    (images / "c.jpg").write_bytes(source.read_bytes()[:300])
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "c.jpg cannot be read" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_damaged_run_files_are_named(run, tmp_path, capsys):
+    shutil.copytree(run.path, tmp_path / "run")
+    (tmp_path / "run/metrics.csv").write_text("step,a\n1,x\n")
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert "metrics.csv is damaged" in capsys.readouterr().err
+    (tmp_path / "run/results.json").write_text("{}")
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert "holds no results" in capsys.readouterr().err
 
 
 def test_going_on_from_a_model_keeps_or_renews_its_classes(run, pictures, tmp_path):
@@ -165,8 +235,11 @@ def test_bad_data_stops_with_a_sentence_and_leaves_nothing(pictures, tmp_path):
         path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DataError, match="cannot be read"):
         run_training(small(broken), tmp_path / "run")
-    with pytest.raises(PiipError, match="no checkpoint to resume from"):
-        run_training(small(broken), tmp_path / "run", resume=True)
+    # Stopped before its first checkpoint, the run may begin anew, also as --resume.
+    shutil.rmtree(broken)
+    shutil.copytree(pictures, broken)
+    once = replace(small(broken).trainer, epochs=1)
+    assert run_training(small(broken, trainer=once), tmp_path / "run", resume=True).last.exists()
     with pytest.raises(DataError, match="does not exist"):
         run_training(small(tmp_path / "nowhere"), tmp_path / "other")
     assert not (tmp_path / "other").exists()
