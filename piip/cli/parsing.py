@@ -11,6 +11,20 @@ from typing import Any
 from piip.errors import ConfigError, PiipError, require
 from piip.train.typed import argument_errors, explain, field_types
 
+_OPTIONAL = r"(?:Optional\[)?{}(?:\]| \| null)?"
+_TYPES_IN_WORDS = (
+    (_OPTIONAL.format(r"(?:<class 'Path'>|Path)"), "path"),
+    (_OPTIONAL.format(r"tuple\[str, \.\.\.\]"), "texts"),
+    (_OPTIONAL.format(r"tuple\[[^\]]*(?:\[[^\]]*\][^\]]*)?\]"), "numbers"),
+    (_OPTIONAL.format("str"), "text"),
+    (_OPTIONAL.format("int"), "whole number"),
+    (_OPTIONAL.format("float"), "number"),
+    ("bool", "true or false"),
+    (r"Literal\[(.*?)\]", r"one of \1"),
+    (r"dict\[.*?\]", "{key: value, ...}"),
+    (r"int \| str", "whole number or text"),
+)
+
 
 def call(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> Any:
     """Call a function with what a command line says.
@@ -41,6 +55,7 @@ def call(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> A
         default = inspect.signature(function).parameters[positional[0]].default
         parser.add_argument(*types, nargs="?", default=default, help=_describe(function, positional[0]))
     parser.add_function_arguments(function, as_positional=True, skip=set(positional))
+    parser._action_groups[-1].title = "settings"  # jsonargparse repeats the description
     given = _written_out(function, arguments)
     if recipe is None:
         return function(**vars(_parse(parser, given)))
@@ -53,8 +68,25 @@ def _new_parser(prog: str, function: Callable[..., Any] | None = None) -> Any:
     text = inspect.getdoc(function) or "" if function else ""
     summary = text.partition("\nArgs:")[0].strip()
     return jsonargparse.ArgumentParser(
-        prog=prog, description=summary, exit_on_error=False, allow_abbrev=False
+        prog=prog,
+        description=summary,
+        formatter_class=_plain_help(jsonargparse.DefaultHelpFormatter),
+        exit_on_error=False,
+        allow_abbrev=False,
     )
+
+
+def _plain_help(formatter: Any) -> Any:
+    """Return a formatter that says in words what a value is."""
+
+    class PlainHelp(formatter):
+        def _expand_help(self, action: Any) -> str:
+            text: str = super()._expand_help(action)
+            for pattern, words in _TYPES_IN_WORDS:
+                text = re.sub(rf"(?<=type: ){pattern}(?=[,)])", words, text)
+            return text
+
+    return PlainHelp
 
 
 def _parse(parser: Any, arguments: Sequence[str], known: Iterable[str] = ()) -> Any:

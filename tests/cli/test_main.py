@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ def test_every_verb_explains_itself(verb, capsys):
     assert text.startswith(f"usage: piip {verb}")
     summary = VERBS[verb][1]
     assert summary.split()[0] in text
+    assert not re.search(r"<class|Optional\[|Literal\[|tuple\[|class_path", text), "types are said in words"
 
 
 @pytest.mark.parametrize(
