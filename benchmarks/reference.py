@@ -8,9 +8,13 @@ from torch import Tensor
 
 
 def reference_deformable_attention(
-    value: Tensor, grids: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+    value: Tensor, grids: Sequence[tuple[int, int]], reference: Tensor, offsets: Tensor, logits: Tensor
 ) -> Tensor:
     """Compute `piip.ops.deformable_attention` level by level with all samples stacked before they are weighted."""
+    offsets, logits = offsets.float(), logits.float()
+    weights = logits.flatten(3).softmax(-1).view_as(logits)
+    sizes = offsets.new_tensor([[width, height] for height, width in grids])
+    locations = reference.float()[:, :, None, None, None] + offsets / sizes[:, None]
     batch, _, heads, width = value.shape
     queries, levels, points = weights.shape[1], weights.shape[3], weights.shape[4]
     sampling_grids = 2 * locations - 1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from piip.config import InteractionConfig
 from piip.errors import ConfigError
-from piip.ops import at_least_float32, deformable_attention
+from piip.ops import deformable_attention
 from piip.tokens import Grid, Tokens
 
 NORM_EPS = 1e-6
@@ -70,12 +70,10 @@ class DeformableAttention(nn.Module):
         batch, length, _ = query.shape
         value = self.value_proj(feature).unflatten(-1, (self.num_heads, -1))
         per_head = (batch, length, self.num_heads, 1, self.num_points)
-        # Points are placed in float32: half precision is coarser than a pixel of a large map.
-        offsets = at_least_float32(self.sampling_offsets(query)).view(*per_head, 2)
-        weights = at_least_float32(self.attention_weights(query)).view(per_head).softmax(-1)
-        size = offsets.new_tensor([feature_grid[1], feature_grid[0]])
-        reference = reference_points(query_grid, offsets).view(1, length, 1, 1, 1, 2)
-        sampled = deformable_attention(value, [feature_grid], reference + offsets / size, weights)
+        offsets = self.sampling_offsets(query).view(*per_head, 2)
+        logits = self.attention_weights(query).view(per_head)
+        reference = reference_points(query_grid, query.device)
+        sampled = deformable_attention(value, [feature_grid], reference, offsets, logits)
         return self.output_proj(sampled)
 
 
@@ -251,17 +249,18 @@ class InteractionBlock(nn.Module):
         return updated
 
 
-def reference_points(grid: Grid, like: Tensor) -> Tensor:
-    """Return the centre (x, y) of every token, 0 to 1 over the image, (H * W, 2), row-major.
+def reference_points(grid: Grid, device: torch.device) -> Tensor:
+    """Return the centres (x, y) of a grid's tokens, 0 to 1 over the map, (1, H * W, 2), exact to float64.
 
     Args:
         grid: Height and width in tokens.
-        like: Tensor whose dtype and device the result takes.
+        device: Where to; float32 on devices without float64.
     """
+    dtype = torch.float32 if device.type == "mps" else torch.float64
     height, width = grid
-    y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
-    x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
-    return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).flatten(0, 1)
+    y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
+    x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
+    return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).flatten(0, 1)[None]
 
 
 def _share(dim: int, ratio: float, name: str) -> int:

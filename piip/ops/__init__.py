@@ -1,5 +1,5 @@
-"""Operators that libraries do not have."""
+"""Operators of the network that torch does not have."""
 
-from piip.ops.deformable import at_least_float32, deformable_attention
+from piip.ops.deformable import at_least_float32, deformable_attention, use_implementation
 
-__all__ = ["at_least_float32", "deformable_attention"]
+__all__ = ["at_least_float32", "deformable_attention", "use_implementation"]

@@ -1,24 +1,127 @@
 """Deformable attention: every query reads a few points of a feature map (Deformable DETR; SPEC 6).
 
-Shapes: B images, Q queries, S = sum of H_l * W_l values, M heads, d channels per head, L levels, P points.
+Shapes: B images, Q queries, S = sum of H_l * W_l values, M heads, D channels per head, L levels, P points.
 """
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from piip.errors import ConfigError, require
 from piip.tokens import Grid
 
+Implementation = Literal["auto", "grid_sample", "fused"]
 
-def deformable_attention(value: Tensor, grids: Sequence[Grid], locations: Tensor, weights: Tensor) -> Tensor:
-    """Sum bilinear samples of the values with attention weights.
+FEWEST_SAMPLES = 1 << 14
+"""Samples below which compiling a kernel for a head width would never pay."""
+
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
+_chosen: Implementation = "auto"
+
+
+def deformable_attention(
+    value: Tensor, grids: Sequence[Grid], reference: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    """Attend from every query to a few points around its reference.
 
     Pixel centre k of an axis with n pixels lies at (k + 0.5) / n; outside the map values are zero.
 
     Args:
-        value: Values of all levels, row-major and level after level, (B, S, M, d).
+        value: Values of all levels, row-major and level after level, (B, S, M, D).
+        grids: Height and width of every level in tokens.
+        reference: Where each query looks from, (x, y) from 0 to 1, (R, Q, 2) with R = 1 or B.
+        offsets: The points relative to it, in pixels of their level, (B, Q, M, L, P, 2).
+        logits: Attention before the softmax over levels and points, (B, Q, M, L, P).
+
+    Returns:
+        The attended values with heads concatenated, (B, Q, M * D), in the dtype of ``value``. Points are placed and
+        sampled in at least float32: half precision cannot tell neighbouring points of a large map apart.
+
+    Raises:
+        ValueError: There is no level.
+    """
+    if not grids:
+        raise ValueError("grids is empty: deformable attention needs at least one level.")
+    offsets, logits = at_least_float32(offsets), at_least_float32(logits)
+    if _uses_kernel(value, logits):
+        return _fused(value, grids, reference, offsets, logits)
+    sizes = offsets.new_tensor([[width, height] for height, width in grids])
+    places = reference.to(offsets.dtype)[:, :, None, None, None]
+    weights = logits.flatten(3).softmax(-1).view_as(logits)
+    return sample_and_sum(value, grids, places + offsets / sizes[:, None], weights)
+
+
+@contextmanager
+def use_implementation(name: Implementation) -> Iterator[None]:
+    """Choose how deformable attention is computed inside the block, in all threads.
+
+    Args:
+        name: ``grid_sample`` works everywhere; ``fused`` needs a CPU and numba (``pip install 'piip[fast]'``);
+            ``auto`` takes the fused kernel where it can and where the work is worth it.
+
+    Raises:
+        ConfigError: There is no such implementation.
+        MissingExtraError: numba is not installed.
+    """
+    global _chosen
+    if name not in get_args(Implementation):
+        raise ConfigError(
+            f"There is no implementation {name!r}; choose from {', '.join(get_args(Implementation))}."
+        )
+    if name == "fused":
+        require("numba", "fast", "The fused deformable attention on CPUs")
+    before, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def _uses_kernel(value: Tensor, logits: Tensor) -> bool:
+    if _chosen == "grid_sample" or value.device.type != "cpu" or not HAS_NUMBA:
+        return False
+    known = value.dtype in (torch.float32, torch.float64, torch.bfloat16)
+    return known and (_chosen == "fused" or logits.numel() >= FEWEST_SAMPLES)
+
+
+def _fused(
+    value: Tensor, grids: Sequence[Grid], reference: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    from piip.ops.fused import fused
+
+    exact = torch.float64 if value.dtype == torch.float64 else torch.float32
+    sizes = torch.tensor(
+        [[width, height] for height, width in grids], dtype=torch.float64, device=value.device
+    )
+    pixels = reference.double()[:, :, None] * sizes - 0.5
+    whole = pixels.detach().floor()
+    fraction = (pixels - whole).to(exact)
+    levels, first = [], 0
+    for height, width in grids:
+        levels += [height, width, first]
+        first += height * width
+    attended = fused(
+        value.contiguous(),
+        levels,
+        whole.long(),
+        fraction.contiguous(),
+        offsets.to(exact).contiguous(),
+        logits.to(exact).contiguous(),
+    )
+    return attended.to(value.dtype)
+
+
+def sample_and_sum(value: Tensor, grids: Sequence[Grid], locations: Tensor, weights: Tensor) -> Tensor:
+    """Sum bilinear samples of the values with attention weights, by grid_sample.
+
+    Args:
+        value: As for `deformable_attention`.
         grids: Height and width of every level in tokens.
         locations: Sampling points (x, y), 0 to 1 over each level's map, (B, Q, M, L, P, 2).
         weights: Attention weights, (B, Q, M, L, P).
@@ -44,8 +147,7 @@ def deformable_attention(value: Tensor, grids: Sequence[Grid], locations: Tensor
         attended = (sampled * weight[:, level]).sum(-1)
         output = attended if output is None else output + attended
         start = stop
-    if output is None:
-        raise ValueError("grids is empty: deformable attention needs at least one level.")
+    assert output is not None, "deformable_attention has refused empty grids"
     return output.reshape(batch, heads * width, queries).transpose(1, 2).to(value.dtype)
 
 

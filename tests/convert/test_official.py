@@ -1,3 +1,4 @@
+import importlib.util
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from piip.convert import from_official
 from piip.convert.configs import network_config
 from piip.errors import CheckpointError
 from piip.network import PIIP
+from piip.ops import use_implementation
 from piip.tasks.multimodal.projector import PyramidProjector, projector_state_dict
 from tests.helpers import our_name, relative_error
 
@@ -30,6 +32,7 @@ NETWORKS = [
     "seg2_internvit",
 ]
 LOADERS = ["load_beit_up", "load_deit3", "load_internvit", "load_mae", "load_uniperceiver"]
+IMPLEMENTATIONS = ["grid_sample", *(["fused"] if importlib.util.find_spec("numba") else [])]
 OUTPUT_TOLERANCE = 4e-6
 GRADIENT_TOLERANCE = 2e-5
 
@@ -49,12 +52,13 @@ def test_every_golden_network_is_tested(shared):
     assert present == set(NETWORKS)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_outputs_match_the_original(shared, name):
+def test_outputs_match_the_original(shared, name, implementation):
     description, tensors = golden(shared, name)
     model = from_official(description["config"], part(tensors, "state."))
     assert not model.training
-    with torch.no_grad():
+    with torch.no_grad(), use_implementation(implementation):
         outputs = model(tensors["input"])
     outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
     assert len(outputs) == len(part(tensors, "output."))
@@ -77,10 +81,12 @@ def test_tokens_inside_match_the_original(shared, name):
             assert relative_error(branch.prefix, tensors[f"branch{index + 1}.final_cls"]) < OUTPUT_TOLERANCE
 
 
-def test_gradients_match_the_original(shared):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradients_match_the_original(shared, implementation):
     description, tensors = golden(shared, "det3_vit")
     model = from_official(description["config"], part(tensors, "state."))
-    sum(output.sum() for output in model(tensors["input"])).backward()
+    with use_implementation(implementation):
+        sum(output.sum() for output in model(tensors["input"])).backward()
     parameters = dict(model.named_parameters())
     expected = part(tensors, "grad.")
     assert len(expected) >= 18

@@ -1,3 +1,5 @@
+import importlib.util
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,8 +7,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from piip.interaction import DeformableAttention, reference_points
-from piip.ops import deformable_attention
+from piip.ops import deformable_attention, use_implementation
+from piip.ops.deformable import sample_and_sum
 from tests.helpers import relative_error
+
+IMPLEMENTATIONS = ["grid_sample", *(["fused"] if importlib.util.find_spec("numba") else [])]
 
 
 def sample_naively(value, grids, locations, weights):
@@ -43,7 +48,7 @@ def test_equals_the_definition_on_any_grids(grids, heads, points, seed):
         torch.rand(2, 4, heads, len(grids), points, 2, generator=generator, dtype=torch.float64) * 1.6 - 0.3
     )
     weights = torch.rand(2, 4, heads, len(grids), points, generator=generator, dtype=torch.float64)
-    actual = deformable_attention(value, grids, locations, weights)
+    actual = sample_and_sum(value, grids, locations, weights)
     assert torch.allclose(actual, sample_naively(value, grids, locations, weights), atol=1e-10)
 
 
@@ -54,7 +59,7 @@ def test_gradients_are_exact():
     locations = (torch.rand(1, 3, 2, 2, 2, 2, dtype=torch.float64) * 0.8 + 0.1).requires_grad_()
     weights = torch.rand(1, 3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda *inputs: deformable_attention(inputs[0], grids, *inputs[1:]), (value, locations, weights)
+        lambda *inputs: sample_and_sum(inputs[0], grids, *inputs[1:]), (value, locations, weights)
     )
 
 
@@ -62,8 +67,8 @@ def test_half_precision_values_are_sampled_in_float32():
     torch.manual_seed(0)
     value = torch.randn(1, 100 * 100, 2, 4)
     locations, weights = torch.rand(1, 50, 2, 1, 4, 2), torch.rand(1, 50, 2, 1, 4)
-    exact = deformable_attention(value.bfloat16().float(), [(100, 100)], locations, weights)
-    half = deformable_attention(value.bfloat16(), [(100, 100)], locations, weights)
+    exact = sample_and_sum(value.bfloat16().float(), [(100, 100)], locations, weights)
+    half = sample_and_sum(value.bfloat16(), [(100, 100)], locations, weights)
     assert half.dtype == torch.bfloat16
     assert relative_error(half.float(), exact) < 4e-3  # the rounding of the result alone
 
@@ -71,18 +76,34 @@ def test_half_precision_values_are_sampled_in_float32():
 def test_no_levels_are_refused():
     with pytest.raises(ValueError, match="at least one level"):
         deformable_attention(
-            torch.rand(1, 0, 1, 1), [], torch.rand(1, 2, 1, 0, 1, 2), torch.rand(1, 2, 1, 0, 1)
+            torch.rand(1, 0, 1, 1),
+            [],
+            torch.rand(1, 2, 2),
+            torch.rand(1, 2, 1, 0, 1, 2),
+            torch.rand(1, 2, 1, 0, 1),
         )
 
 
+def test_offsets_are_pixels_and_logits_share_one_softmax():
+    torch.manual_seed(0)
+    grids = [(3, 4), (2, 2)]
+    value, reference = torch.randn(1, 16, 2, 3), torch.rand(1, 5, 2)
+    offsets, logits = torch.randn(1, 5, 2, 2, 3, 2), torch.randn(1, 5, 2, 2, 3)
+    sizes = torch.tensor([[4, 3], [2, 2]]).view(1, 1, 1, 2, 1, 2)
+    weights = logits.flatten(-2).softmax(-1).view_as(logits)
+    expected = sample_and_sum(value, grids, reference.view(1, 5, 1, 1, 1, 2) + offsets / sizes, weights)
+    assert torch.equal(deformable_attention(value, grids, reference, offsets, logits), expected)
+
+
 def test_reference_points_are_token_centres():
-    points = reference_points((2, 4), torch.zeros(1))
-    assert torch.equal(points[0], torch.tensor([0.125, 0.25]))
-    assert torch.equal(points[-1], torch.tensor([0.875, 0.75]))
+    points = reference_points((2, 4), torch.device("cpu"))
+    assert torch.equal(points[0, 0], torch.tensor([0.125, 0.25], dtype=torch.float64))
+    assert torch.equal(points[0, -1], torch.tensor([0.875, 0.75], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", ["msdeform", "msdeform_oob"])
-def test_module_matches_the_original(shared, name):
+def test_module_matches_the_original(shared, name, implementation):
     tensors = load_file(shared / "golden" / f"{name}.safetensors")
     heads, points = tensors["attention_weights"].shape[-2:]
     dim = tensors["query"].shape[-1]
@@ -94,7 +115,8 @@ def test_module_matches_the_original(shared, name):
     )
     inputs = {"query": tensors["query"].requires_grad_(), "feat": tensors["feat"].requires_grad_()}
     query_grid, value_grid = {"msdeform": ((9, 13), (15, 21)), "msdeform_oob": ((7, 5), (4, 6))}[name]
-    output = module(inputs["query"], query_grid, inputs["feat"], value_grid)
+    with use_implementation(implementation):
+        output = module(inputs["query"], query_grid, inputs["feat"], value_grid)
     assert relative_error(output, tensors["output"]) < 4e-6
     output.backward(tensors["upstream_grad"])
     gradients = {key: value.grad for key, value in inputs.items()}
