@@ -2,7 +2,9 @@
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 from piip.errors import ConfigError, PiipError, nearest
 
@@ -30,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(words)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _run(words)
     except PiipError as error:
         return _complain(f"piip: error: {' '.join(str(error).split())}")
     except KeyboardInterrupt as stop:
@@ -66,6 +70,19 @@ def _overview() -> str:
         "usage: piip VERB ...\n\nParameter-Inverted Image Pyramid Networks: see at high resolution without paying "
         f"for it.\n\n{listed}\n\n'piip VERB --help' explains a verb, 'piip --version' prints the version.\n"
     )
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning as one line; those meant for developers stay silent."""
+    if issubclass(category, UserWarning):
+        sys.stderr.write(f"piip: warning: {' '.join(str(message).split())}\n")
 
 
 def _complain(line: str) -> int:

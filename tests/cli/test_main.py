@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
@@ -72,6 +73,17 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_run", stopped)
     assert main(["env"]) == 2
     assert capsys.readouterr().err == "piip: stopped by Ctrl-C\n"
+
+
+def test_warnings_are_one_line(monkeypatch, capsys):
+    def doubtful(words):
+        warnings.warn("branch 2 starts\n at random", stacklevel=1)
+        warnings.warn("an old name", DeprecationWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(cli, "_run", doubtful)
+    assert main(["env"]) == 0
+    assert capsys.readouterr().err == "piip: warning: branch 2 starts at random\n"
 
 
 def test_many_lines_become_one(monkeypatch, capsys):
