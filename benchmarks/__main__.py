@@ -1,38 +1,11 @@
 """Measures a network and writes benchmarks/results/<host kind>.json: ``python -m benchmarks --help``."""
 
 import argparse
-import datetime
-import os
-import platform
-import subprocess
 from pathlib import Path
 
-import timm
-import torch
-
+from benchmarks.machine import RESULTS, machine
 from benchmarks.network import CONTENDERS, STEPS, compare, peak_memory
-from piip import __version__
 from piip.files import write_json
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def machine() -> dict[str, object]:
-    """Return what a number means nothing without."""
-    info = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "piip": __version__,
-        "commit": git.stdout.strip(),
-    }
 
 
 def main() -> None:
