@@ -1,14 +1,18 @@
 """Short vectors in numba: D numbers in registers, D known from the length of a tuple.
 
-numba has no vector type; LLVM has, and turns any length into the machine's own instructions.
+numba has no vector type; LLVM has, but is good only at powers of two: a vector of D numbers is kept as parts of 16,
+8, 4, 2 and 1.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
+
+LONGEST_PART = 16
 
 
 class Vector(types.Type):
@@ -22,11 +26,31 @@ class Vector(types.Type):
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Vector) -> None:
-        super().__init__(manager, kind, _llvm_type(kind))
+        super().__init__(manager, kind, ir.LiteralStructType(_parts(kind)))
 
 
-def _llvm_type(kind: Vector) -> ir.VectorType:
-    return ir.VectorType(ir.DoubleType() if kind.element.bitwidth == 64 else ir.FloatType(), kind.length)
+def _parts(kind: Vector) -> list[ir.VectorType]:
+    """Return the LLVM types of the parts, longest first."""
+    element = ir.DoubleType() if kind.element.bitwidth == 64 else ir.FloatType()
+    parts, left, length = [], kind.length, LONGEST_PART
+    while left:
+        if length <= left:
+            parts.append(ir.VectorType(element, length))
+            left -= length
+        else:
+            length //= 2
+    return parts
+
+
+def _each(builder: Any, kind: Vector, compute: Callable[..., Any], *vectors: Any) -> Any:
+    """Return the vector whose parts are computed from an offset, a type, and the parts of other vectors."""
+    result: Any = ir.Constant(ir.LiteralStructType(_parts(kind)), ir.Undefined)
+    first = 0
+    for number, part in enumerate(_parts(kind)):
+        inputs = [builder.extract_value(vector, number) for vector in vectors]
+        result = builder.insert_value(result, compute(first, part, *inputs), number)
+        first += part.count
+    return result
 
 
 def _vector_of(lanes: types.UniTuple) -> Vector:
@@ -39,9 +63,19 @@ def _splat(builder: Any, number: Any, kind: ir.VectorType) -> Any:
     return builder.shuffle_vector(single, ir.Constant(kind, ir.Undefined), mask)
 
 
-def _row(context: Any, builder: Any, array_type: Any, array: Any, index: Any, kind: ir.Type) -> Any:
+def _place(context: Any, builder: Any, array_type: Any, array: Any, index: Any, first: int, kind: Any) -> Any:
+    """Return the pointer to a part of the numbers from an index of a flat array."""
     data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+    start = builder.add(index, ir.Constant(index.type, first))
+    return builder.bitcast(builder.gep(data, [start]), kind.as_pointer())
+
+
+def _call(builder: Any, name: str, kind: ir.VectorType, result: Any, *inputs: Any, **options: Any) -> Any:
+    """Call an LLVM intrinsic that comes for every vector type."""
+    suffix = f"v{kind.count}" + ("f64" if isinstance(kind.element, ir.DoubleType) else "f32")
+    function_type = ir.FunctionType(result, [value.type for value in inputs])
+    function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.{name}.{suffix}")
+    return builder.call(function, inputs, **options)
 
 
 @intrinsic
@@ -50,8 +84,7 @@ def zeros(typing_context: Any, lanes: Any) -> Any:
     kind = _vector_of(lanes)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        llvm = _llvm_type(kind)
-        return ir.Constant(llvm, [0.0] * llvm.count)
+        return _each(builder, kind, lambda first, part: ir.Constant(part, [0.0] * part.count))
 
     return kind(lanes), generate
 
@@ -62,16 +95,18 @@ def load(typing_context: Any, array: Any, index: Any, lanes: Any) -> Any:
     kind = _vector_of(lanes)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        llvm = _llvm_type(kind)
-        half = array.dtype == types.uint16
-        stored = ir.VectorType(ir.IntType(16), llvm.count) if half else llvm
-        pointer = _row(context, builder, array, args[0], args[1], stored)
-        bits = builder.load(pointer, align=array.dtype.bitwidth // 8)
-        if not half:
-            return bits
-        wide = ir.VectorType(ir.IntType(32), llvm.count)
-        shifted = builder.shl(builder.zext(bits, wide), ir.Constant(wide, [16] * llvm.count))
-        return builder.bitcast(shifted, llvm)
+        def part_of(first: int, part: ir.VectorType) -> Any:
+            half = array.dtype == types.uint16
+            stored = ir.VectorType(ir.IntType(16), part.count) if half else part
+            pointer = _place(context, builder, array, args[0], args[1], first, stored)
+            bits = builder.load(pointer, align=array.dtype.bitwidth // 8)
+            if not half:
+                return bits
+            wide = ir.VectorType(ir.IntType(32), part.count)
+            shifted = builder.shl(builder.zext(bits, wide), ir.Constant(wide, [16] * part.count))
+            return builder.bitcast(shifted, part)
+
+        return _each(builder, kind, part_of)
 
     return kind(array, index, lanes), generate
 
@@ -81,8 +116,12 @@ def store(typing_context: Any, array: Any, index: Any, vector: Any) -> Any:
     """Write D neighbours of a flat array from an index."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _row(context, builder, array, args[0], args[1], _llvm_type(vector))
-        builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
+        def write(first: int, part: ir.VectorType, value: Any) -> Any:
+            pointer = _place(context, builder, array, args[0], args[1], first, part)
+            builder.store(value, pointer, align=array.dtype.bitwidth // 8)
+            return value
+
+        _each(builder, vector, write, args[2])
         return context.get_dummy_value()
 
     return types.void(array, index, vector), generate
@@ -93,11 +132,10 @@ def scaled_sum(typing_context: Any, total: Any, vector: Any, number: Any) -> Any
     """Return ``total + vector * number``."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        llvm = _llvm_type(total)
-        fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(llvm, [llvm] * 3), f"llvm.fma.v{llvm.count}{_suffix(llvm)}"
-        )
-        return builder.call(fma, [args[1], _splat(builder, args[2], llvm), args[0]])
+        def part_of(first: int, part: ir.VectorType, added: Any, factor: Any) -> Any:
+            return _call(builder, "fma", part, part, factor, _splat(builder, args[2], part), added)
+
+        return _each(builder, total, part_of, args[0], args[1])
 
     return total(total, vector, total.element), generate
 
@@ -107,7 +145,9 @@ def scaled(typing_context: Any, vector: Any, number: Any) -> Any:
     """Return ``vector * number``."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fmul(args[0], _splat(builder, args[1], _llvm_type(vector)))
+        return _each(
+            builder, vector, lambda first, part, x: builder.fmul(x, _splat(builder, args[1], part)), args[0]
+        )
 
     return vector(vector, vector.element), generate
 
@@ -117,17 +157,14 @@ def dot(typing_context: Any, one: Any, other: Any) -> Any:
     """Return the sum of products."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        llvm = _llvm_type(one)
-        product = builder.fmul(args[0], args[1])
-        reduce = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(llvm.element, [llvm.element, llvm]),
-            f"llvm.vector.reduce.fadd.v{llvm.count}{_suffix(llvm)}",
-        )
-        return builder.call(reduce, [ir.Constant(llvm.element, 0.0), product], fastmath=("reassoc",))
+        total: Any = None
+        for number, part in enumerate(_parts(one)):
+            x, y = (builder.extract_value(vector, number) for vector in args)
+            start = ir.Constant(part.element, 0.0) if total is None else total
+            product = builder.fmul(x, y)
+            total = _call(
+                builder, "vector.reduce.fadd", part, part.element, start, product, fastmath=("reassoc",)
+            )
+        return total
 
     return one.element(one, other), generate
-
-
-def _suffix(llvm: ir.VectorType) -> str:
-    return "f64" if isinstance(llvm.element, ir.DoubleType) else "f32"
