@@ -20,7 +20,7 @@ NUM_TRAIN, NUM_VAL, SIDE = 400, 40, 256
 RECIPE = TrainRecipe(
     name="digits",
     model=ModelRecipe(name="piip_nano"),
-    data=DataRecipe(folder="data/digits", batch_size=2, workers=1),
+    data=DataRecipe(folder="runs/demo-data", batch_size=2, workers=1),
     image=ImageConfig(scale=(SIDE, SIDE)),
     augment=AugmentConfig(flip=0.0),
     detector={
@@ -50,7 +50,7 @@ def demo(out: Path = Path("runs/demo"), epochs: int | None = None, again: bool =
     An interrupted demo goes on where it stopped, a finished one is only reported on.
 
     Args:
-        out: Run folder; the pictures go into digits/ beside it.
+        out: Run folder; the pictures go into a folder beside it, whose name ends in -data.
         epochs: Another number of epochs: more of them find more digits.
         again: Delete the run folder and begin anew.
     """
@@ -63,10 +63,13 @@ def demo(out: Path = Path("runs/demo"), epochs: int | None = None, again: bool =
     if again and folder.config.exists():
         shutil.rmtree(out)
     if not folder.model.exists():
-        pictures = out.parent / "digits"
+        pictures = out.parent / f"{out.name}-data"
         console().print(f"drawing {NUM_TRAIN + NUM_VAL} pictures into {pictures}", markup=False)
         make_digits(pictures, NUM_TRAIN, NUM_VAL, SIDE)
-        run_training(demo_recipe(pictures, epochs), out, resume=folder.last.exists())
+        try:
+            run_training(demo_recipe(pictures, epochs), out, resume=folder.last.exists())
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt("stopped by Ctrl-C; the same command goes on from here") from stop
     page = write_report(out, title=TITLE, introduction=INTRODUCTION)
     console().print(f"report: {page}", markup=False)
     return page
