@@ -21,12 +21,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from piip.cost.attribution import Attribution
 from piip.cost.table import CostTable, PartCost
+from piip.ops import fused as _registers_the_operator  # noqa: F401
 
 COUNTED = (
     "Counted as executed: linear layers, convolutions, attention, the sampling of deformable attention (5 per "
     "value: four corners, one weight) and resizing (4 per value bilinear, 16 bicubic); not counted: norms, "
     "activation functions and sums."
 )
+SAMPLE_MACS = 5
 Run = Callable[[nn.Module, Tensor], Any]
 Weights = dict[str, Tensor]
 
@@ -188,6 +190,11 @@ def _operations_per_value(macs: int) -> Callable[..., int]:
     return formula
 
 
+def _deformable(value: Any, levels: Any, whole: Any, fraction: Any, offsets: Any, *_: Any, **__: Any) -> int:
+    """Count every sample of every channel of a head; shapes as in `piip.ops.fused`."""
+    return 2 * SAMPLE_MACS * (torch.Size(offsets).numel() // 2) * value[-1]
+
+
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
@@ -195,7 +202,8 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
 # FlopCounterMode counts two operations per multiply-accumulate; that of torch 2.11 knows no attention on CPUs.
 _FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten.grid_sampler_2d: _operations_per_value(5),
+    torch.ops.aten.grid_sampler_2d: _operations_per_value(SAMPLE_MACS),
+    torch.ops.piip.deformable_attention: _deformable,
     torch.ops.aten.upsample_bilinear2d: _operations_per_value(4),
     torch.ops.aten.upsample_bicubic2d: _operations_per_value(16),
 }
