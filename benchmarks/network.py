@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import piip.interaction
-from benchmarks.reference import reference_deformable_attention
+from benchmarks.baseline import reference_deformable_attention
 from piip.factory import create_model
 from piip.network import PIIP
 from piip.ops import deformable_attention

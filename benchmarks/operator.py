@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.baseline import reference_deformable_attention
 from benchmarks.machine import RESULTS, machine
-from benchmarks.reference import reference_deformable_attention
 from piip.files import write_json
 from piip.interaction import reference_points
 from piip.ops import deformable_attention, use_implementation

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from piip.config import InteractionConfig
 from piip.errors import ConfigError
 from piip.ops import deformable_attention
-from piip.tokens import Grid, Tokens
+from piip.tokens import Grid, Tokens, to_map
 
 NORM_EPS = 1e-6
 
@@ -138,9 +138,8 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Transform tokens (B, H * W, D)."""
-        hidden = self.fc1(x).transpose(1, 2).unflatten(2, grid)
-        hidden = F.gelu(self.dwconv(hidden)).flatten(2).transpose(1, 2)
-        return self.fc2(hidden)
+        hidden = F.gelu(self.dwconv(to_map(self.fc1(x), grid)))
+        return self.fc2(hidden.permute(0, 2, 3, 1).flatten(1, 2))
 
 
 class Injector(nn.Module):

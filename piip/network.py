@@ -14,6 +14,7 @@ from piip.config import PIIPConfig, common_size_divisor
 from piip.errors import ConfigError, DataError
 from piip.interaction import InteractionBlock
 from piip.merging import Merging, PyramidLevel
+from piip.ops.onednn import use_linear
 from piip.pyramid import crop_to_image, image_pyramid, pad_to_multiple
 from piip.tokens import Tokens
 
@@ -58,6 +59,7 @@ class PIIP(nn.Module):
         self.levels = nn.ModuleList(self._build_levels())
         self.out_channels, self.strides = self._describe_outputs()
         self.size_divisor = config.size_divisor or self._common_size_divisor()
+        use_linear(self)
 
     def branch(self, index: int) -> Branch:
         """Return the network of branch ``index`` (from 0)."""

@@ -1,0 +1,101 @@
+"""Linear layers through oneDNN on CPUs where torch's BLAS leaves half of the machine unused.
+
+torch multiplies float32 matrices with MKL, which on AMD processors does without AVX-512; oneDNN, which torch brings
+along for convolutions, uses it and is twice as fast there (docs/speed.md). Results differ by rounding alone.
+"""
+
+import functools
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEWEST_MACS = 1 << 22
+"""Multiply-accumulates below which a call's own cost would eat the gain."""
+
+
+class Linear(nn.Linear):
+    """torch's linear layer, computed by `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Transform (..., in_features) to (..., out_features)."""
+        return linear(input, self.weight, self.bias)
+
+
+def use_linear(module: nn.Module) -> None:
+    """Let every plain ``nn.Linear`` inside a module be computed by `linear`; names and tensors stay."""
+    for child in module.modules():
+        if type(child) is nn.Linear:
+            child.__class__ = Linear
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute ``x @ weight.T + bias``.
+
+    Args:
+        x: (..., K).
+        weight: (N, K).
+        bias: (N), or None.
+
+    Returns:
+        (..., N).
+    """
+    if _pays(x, weight):
+        flat: Tensor = _OneDNNLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+        return flat.view(*x.shape[:-1], len(weight))
+    return F.linear(x, weight, bias)
+
+
+@functools.cache
+def mkl_is_held_back() -> bool:
+    """Return whether this machine has AVX-512 that MKL will not use, and a torch that can do without MKL."""
+    has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    if not (has_both and torch.backends.cpu.get_cpu_capability() == "AVX512"):
+        return False
+    info = Path("/proc/cpuinfo")
+    vendor = info.read_text() if info.exists() else platform.processor()
+    return "AuthenticAMD" in vendor and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _pays(x: Tensor, weight: Tensor) -> bool:
+    """Return whether this is eager float32 arithmetic of a size worth it, on a machine where it pays.
+
+    Whatever looks at operations (compilers, exporters, counters, functional transforms) sees torch's own.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
+        return False
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and type(x) in (Tensor, nn.Parameter)
+        and type(weight) in (Tensor, nn.Parameter)
+        and x.numel() * len(weight) >= FEWEST_MACS
+        and mkl_is_held_back()
+    )
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    """Written in terms of itself, so that it can be differentiated any number of times."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            linear(gradient, weight.t()) if needs_x else None,
+            linear(gradient.t(), x.t()) if needs_weight else None,
+            gradient.sum(0) if needs_bias else None,
+        )
