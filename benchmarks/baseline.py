@@ -96,10 +96,12 @@ def _inject(injector: Injector, query: Tokens, source: Tokens) -> Tokens:
     feature = injector.feat_norm(_linear(injector.proj, source.x))
     normed = injector.query_norm(x)
     attended = _deformable(attention, normed, grid, feature, source.grid)
-    x = x + injector.attn_gate * attended
+    x = x + cast(Tensor, injector.attn_gate) * attended
     hidden = _linear(ffn.fc1, injector.ffn_norm(x)).transpose(1, 2).reshape(len(x), -1, *grid).contiguous()
     hidden = F.gelu(ffn.dwconv(hidden).flatten(2).transpose(1, 2))
-    return query._replace(x=x + injector.drop_path(injector.ffn_gate * _linear(ffn.fc2, hidden)))
+    return query._replace(
+        x=x + injector.drop_path(cast(Tensor, injector.ffn_gate) * _linear(ffn.fc2, hidden))
+    )
 
 
 def _deformable(attention: Any, query: Tensor, grid: Grid, feature: Tensor, value_grid: Grid) -> Tensor:

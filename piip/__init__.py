@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from piip.config import BranchConfig, InteractionConfig, MergingConfig, PIIPConfig
     from piip.convert import from_official
     from piip.factory import build, create_model
+    from piip.folding import optimize
     from piip.hub import from_pretrained, save_pretrained
     from piip.network import PIIP, build_on_meta
     from piip.predict import Predictor, load
@@ -24,6 +25,7 @@ _HOMES = {
     "piip.config": ("BranchConfig", "InteractionConfig", "MergingConfig", "PIIPConfig"),
     "piip.convert": ("from_official",),
     "piip.factory": ("build", "create_model"),
+    "piip.folding": ("optimize",),
     "piip.hub": ("from_pretrained", "save_pretrained"),
     "piip.network": ("PIIP", "build_on_meta"),
     "piip.predict": ("Predictor", "load"),
@@ -54,6 +56,7 @@ __all__ = [
     "get_config",
     "list_models",
     "load",
+    "optimize",
     "save_pretrained",
 ]
 

@@ -80,6 +80,19 @@ class PyramidLevel(nn.Sequential):
                 cells = module(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return _put_in_place(cells.view(batch, *grid, *(2, 2) * times, -1))
 
+    def absorb(self, lateral: nn.Conv2d) -> bool:
+        """Let the last upsampling compute a 1x1 convolution of this level's map as well, if there is one."""
+        last = self[-1] if len(self) else None
+        if not isinstance(last, Upsample):
+            return False
+        kernel = lateral.weight.flatten(1)
+        weight = torch.einsum("od,idyx->ioyx", kernel, last.weight)
+        bias = kernel @ last.bias if last.bias is not None else kernel.new_zeros(len(kernel))
+        last.weight = nn.Parameter(weight, requires_grad=False)
+        last.bias = nn.Parameter(bias if lateral.bias is None else bias + lateral.bias, requires_grad=False)
+        last.out_channels = len(kernel)
+        return True
+
 
 class Upsample(nn.ConvTranspose2d):
     """Transposed 2x2 convolution with stride 2, which doubles the resolution.

@@ -96,6 +96,13 @@ class _OneDNNLinear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             linear(gradient, weight.t()) if needs_x else None,
-            linear(gradient.t(), x.t()) if needs_weight else None,
+            _grad_weight(gradient, x) if needs_weight else None,
             gradient.sum(0) if needs_bias else None,
         )
+
+
+def _grad_weight(gradient: Tensor, x: Tensor) -> Tensor:
+    """Return ``gradient.T @ x``; oneDNN copies its transposed first factor, which therefore is the narrower."""
+    if gradient.shape[1] > x.shape[1]:
+        return linear(x.t(), gradient.t()).t()
+    return linear(gradient.t(), x.t())
