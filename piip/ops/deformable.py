@@ -20,6 +20,9 @@ Implementation = Literal["auto", "grid_sample", "fused"]
 FEWEST_SAMPLES = 1 << 14
 """Samples below which compiling a kernel for a head width would never pay."""
 
+MOST_POINTS = 512
+"""Points of one head, over all levels, that the kernel on CPUs has room for."""
+
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 _chosen: Implementation = "auto"
@@ -87,7 +90,8 @@ def _uses_kernel(value: Tensor, logits: Tensor) -> bool:
     if _chosen == "grid_sample" or value.device.type != "cpu" or not HAS_NUMBA:
         return False
     known = value.dtype in (torch.float32, torch.float64, torch.bfloat16)
-    return known and (_chosen == "fused" or logits.numel() >= FEWEST_SAMPLES)
+    fits = logits.shape[3] * logits.shape[4] <= MOST_POINTS
+    return known and fits and (_chosen == "fused" or logits.numel() >= FEWEST_SAMPLES)
 
 
 def _fused(
