@@ -23,9 +23,10 @@ class Foldable(Protocol):
 def optimize(model: Model, dtype: torch.dtype | None = None) -> Model:
     """Return a copy of a model that computes the same with less work; the model itself stays as it is.
 
-    Layer scales go into the linear layers before them, the gates of interactions into their output projections,
-    and a detector's lateral 1x1 convolutions into the transposed convolutions of the simple feature pyramid. Exact
-    but for rounding. The copy is in evaluation mode and for inference only: train and save the original.
+    Layer scales go into the linear layers before them, which also compute the activations after them, the gates of
+    interactions into their output projections, and a detector's lateral 1x1 convolutions into the transposed
+    convolutions of the simple feature pyramid. Exact but for rounding. The copy is in evaluation mode and for
+    inference only: train and save the original.
 
     Args:
         model: A `PIIP` or a model around one.

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from timm.layers import LayerScale
+from timm.layers import LayerScale, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from piip.config import BranchConfig
 from piip.errors import ConfigError
-from piip.ops import scale_outputs
+from piip.ops import LinearGELU, scale_outputs
 from piip.tokens import Tokens
 
 # Names of timm's layer scales and of the layers whose output they scale: ViT, then Eva, then ConvNeXt.
@@ -80,8 +80,9 @@ class Branch(nn.Module, ABC):
         return self.eval()
 
     def fold(self) -> None:
-        """Let the blocks' last linear layers take over their layer scales, for inference."""
+        """Let the blocks' linear layers take over layer scales and activations, for inference."""
         for block in self.blocks:
+            _fold_activation(getattr(block, "mlp", None))
             for scale_name, layer_name in _SCALED:
                 _fold_scale(block, scale_name, layer_name)
 
@@ -96,6 +97,14 @@ class Branch(nn.Module, ABC):
                 f"interaction_indexes of {self.config.arch} cover {self.config.depth} blocks but it has "
                 f"{len(self.blocks)}; let the last range end at {len(self.blocks) - 1}."
             )
+
+
+def _fold_activation(mlp: nn.Module | None) -> None:
+    if isinstance(mlp, Mlp) and isinstance(mlp.act, nn.GELU) and isinstance(mlp.fc1, nn.Linear):
+        approximate = mlp.act.approximate
+        mlp.fc1.__class__ = LinearGELU
+        mlp.fc1.approximate = approximate  # type: ignore[assignment]
+        mlp.act = nn.Identity()
 
 
 def _fold_scale(block: nn.Module, scale_name: str, layer_name: str) -> None:

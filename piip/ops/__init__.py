@@ -2,9 +2,10 @@
 
 from piip.ops.deformable import at_least_float32, deformable_attention, use_implementation
 from piip.ops.folding import scale_outputs
-from piip.ops.onednn import linear, use_linear
+from piip.ops.onednn import LinearGELU, linear, use_linear
 
 __all__ = [
+    "LinearGELU",
     "at_least_float32",
     "deformable_attention",
     "linear",

@@ -1,13 +1,14 @@
-"""Linear layers through oneDNN on CPUs where torch's BLAS leaves half of the machine unused.
+"""Linear layers through oneDNN on CPUs, where torch's own way leaves part of the machine unused.
 
 torch multiplies float32 matrices with MKL, which on AMD processors does without AVX-512; oneDNN, which torch brings
-along for convolutions, uses it and is twice as fast there (docs/speed.md). Results differ by rounding alone.
+along for convolutions, uses it and is twice as fast there. bfloat16 matrices go to oneDNN in any case, but torch
+first writes the bias to every row of the result, which oneDNN need not (docs/speed.md). Results differ by rounding.
 """
 
 import functools
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,22 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Transform (..., in_features) to (..., out_features)."""
         return linear(input, self.weight, self.bias)
+
+
+class LinearGELU(nn.Linear):
+    """A linear layer and the GELU after it in one pass, for inference."""
+
+    approximate: Literal["none", "tanh"] = "none"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Transform (..., in_features) to (..., out_features)."""
+        if torch.is_grad_enabled() or not _pays(input, self.weight):
+            return F.gelu(F.linear(input, self.weight, self.bias), approximate=self.approximate)
+        flat = input.reshape(-1, input.shape[-1])
+        active = torch.ops.mkldnn._linear_pointwise(
+            flat, self.weight, self.bias, "gelu", [], self.approximate
+        )
+        return active.view(*input.shape[:-1], self.out_features)
 
 
 def use_linear(module: nn.Module) -> None:
@@ -50,18 +67,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 @functools.cache
-def mkl_is_held_back() -> bool:
-    """Return whether this machine has AVX-512 that MKL will not use, and a torch that can do without MKL."""
-    has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    if not (has_both and torch.backends.cpu.get_cpu_capability() == "AVX512"):
+def better_dtypes() -> frozenset[torch.dtype]:
+    """Return the dtypes of matrices that are multiplied faster by oneDNN than by torch, on this machine."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return frozenset()
+    dtypes = [torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []
+    return frozenset([*dtypes, torch.float32] if _mkl_is_held_back() else dtypes)
+
+
+def _mkl_is_held_back() -> bool:
+    """Return whether this machine has AVX-512 that MKL will not use."""
+    if not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     info = Path("/proc/cpuinfo")
-    vendor = info.read_text() if info.exists() else platform.processor()
-    return "AuthenticAMD" in vendor and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return "AuthenticAMD" in (info.read_text() if info.exists() else platform.processor())
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Return whether this is eager float32 arithmetic of a size worth it, on a machine where it pays.
+    """Return whether this is eager arithmetic of a dtype and a size where oneDNN is faster.
 
     Whatever looks at operations (compilers, exporters, counters, functional transforms) sees torch's own.
     """
@@ -73,11 +96,11 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
         return False
     return (
         x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        and x.dtype == weight.dtype
         and type(x) in (Tensor, nn.Parameter)
         and type(weight) in (Tensor, nn.Parameter)
         and x.numel() * len(weight) >= FEWEST_MACS
-        and mkl_is_held_back()
+        and x.dtype in better_dtypes()
     )
 
 

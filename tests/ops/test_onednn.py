@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from piip.ops import onednn, use_linear
-from piip.ops.onednn import Linear, linear
+from piip.ops.onednn import Linear, LinearGELU, linear
 from tests.helpers import relative_error
 
 
@@ -16,7 +16,7 @@ def always_onednn(monkeypatch):
     """As on a machine where it pays, for any size."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(onednn, "mkl_is_held_back", lambda: True)
+    monkeypatch.setattr(onednn, "better_dtypes", lambda: {torch.float32, torch.bfloat16})
     monkeypatch.setattr(onednn, "FEWEST_MACS", 1)
 
 
@@ -84,6 +84,31 @@ def test_a_layer_keeps_its_name_and_tensors_and_foreign_kinds_stay():
     assert isinstance(model[0], nn.Linear)
     assert type(model[1]) is Special
     assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == before
+
+
+def test_bfloat16_is_rounded_once(calls):
+    x, weight, bias = (tensor.bfloat16().detach().requires_grad_() for tensor in inputs(6, 50))
+    exact = [tensor.double().detach().requires_grad_() for tensor in (x, weight, bias)]
+    ours, truth = linear(x, weight, bias), F.linear(*exact)
+    assert calls
+    assert ours.dtype == torch.bfloat16
+    assert relative_error(ours.double(), truth) < 2**-8
+    ours.sum().backward()
+    truth.sum().backward()
+    assert relative_error(weight.grad.double(), exact[1].grad) < 2**-8
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_in_the_same_pass(approximate, dtype):
+    layer = LinearGELU(5, 7, dtype=dtype)
+    layer.approximate = approximate
+    x = torch.randn(2, 3, 5, dtype=dtype)
+    plain = F.gelu(F.linear(x, layer.weight, layer.bias), approximate=approximate)
+    with torch.no_grad():
+        fast = layer(x)
+    assert relative_error(fast.float(), plain.float()) < (1e-6 if dtype == torch.float32 else 2**-7)
+    assert torch.equal(layer(x), plain), "with gradients it is torch's"
 
 
 def test_autocast_and_other_dtypes_go_to_torch(calls):
