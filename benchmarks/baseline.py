@@ -58,7 +58,7 @@ def reference_deformable_attention(
 
 
 def _block(block: Any, x: Tensor, grid: Grid) -> Tensor:
-    attended = _attend(block.attn, block.norm1(x), grid, block.window_size)
+    attended = _attend(block.attn, block.norm1(x), grid, getattr(block, "window_size", None))
     x = x + block.drop_path1(block.ls1(attended))
     hidden = F.gelu(_linear(block.mlp.fc1, block.norm2(x)))
     return x + block.drop_path2(block.ls2(_linear(block.mlp.fc2, hidden)))

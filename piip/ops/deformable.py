@@ -91,7 +91,11 @@ def _uses_kernel(value: Tensor, logits: Tensor) -> bool:
         return False
     known = value.dtype in (torch.float32, torch.float64, torch.bfloat16)
     fits = logits.shape[3] * logits.shape[4] <= MOST_POINTS
-    return known and fits and (_chosen == "fused" or logits.numel() >= FEWEST_SAMPLES)
+    return (
+        known
+        and fits
+        and (_chosen == "fused" or torch.compiler.is_compiling() or logits.numel() >= FEWEST_SAMPLES)
+    )
 
 
 def _fused(

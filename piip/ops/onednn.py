@@ -101,6 +101,8 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
         and type(weight) in (Tensor, nn.Parameter)
         and x.numel() * len(weight) >= FEWEST_MACS
         and x.dtype in better_dtypes()
+        # For any other layout, such as that of an expanded tensor, oneDNN has nothing but slow loops.
+        and (weight.is_contiguous() or weight.t().is_contiguous())
     )
 
 
@@ -116,6 +118,7 @@ class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             linear(gradient, weight.t()) if needs_x else None,

@@ -54,6 +54,16 @@ def test_inputs_in_any_memory_layout():
     assert torch.allclose(linear(x, weight, bias), F.linear(x, weight, bias), atol=1e-6)
 
 
+def test_only_plain_matrices_go_to_onednn(calls):
+    x, weight, bias = inputs(3, 5)
+    for expanded in (weight[:1].expand(7, 5), weight[:, :1].expand(7, 5)):
+        assert torch.allclose(linear(x, expanded, bias), F.linear(x, expanded, bias), atol=1e-6)
+    assert not calls
+    linear(x, weight, bias).sum().backward()  # the gradient of a sum is expanded
+    assert len(calls) == 3
+    assert torch.allclose(weight.grad, x.detach().sum(0).expand(7, 5), atol=1e-6)
+
+
 def test_second_derivatives():
     tensors = inputs(3, 5)
 
