@@ -8,7 +8,8 @@ from piip.config import BranchConfig, PIIPConfig, even_ranges
 from piip.convert.configs import network_config
 from piip.errors import ConfigError
 from piip.network import PIIP, build_on_meta
-from piip.train.optimizer import OptimizerConfig, build_optimizer, find_network, layer_decay_groups
+from piip.train.optimizer import build_optimizer, find_network, layer_decay_groups
+from piip.train.settings import OptimizerConfig
 from tests.helpers import our_name
 
 
