@@ -14,6 +14,7 @@ from piip.errors import ConfigError, require
 KINDS = {"bbox": "box", "segm": "mask"}
 AREAS = ("all", "small", "medium", "large")
 _IOU_50, _IOU_75 = 0, 5  # positions in COCO's thresholds 0.50, 0.55, ... 0.95
+Results = Mapping[int, Sequence[Mapping[str, Any]]]  # COCO results by category id
 _RECALLS = tuple(round(0.1 * step, 1) for step in range(11))
 
 
@@ -85,7 +86,9 @@ def evaluate(
     if max_detections < 1:
         raise ConfigError(f"max_detections is {max_detections}; give a number from 1.")
     coco = require("pycocotools.coco", "detect", "Evaluation")
-    results = [dict(detection) for detection in detections]
+    results: dict[int, list[Mapping[str, Any]]] = {}
+    for detection in detections:
+        results.setdefault(detection["category_id"], []).append(detection)
     kinds = ["bbox", "segm"] if masks else ["bbox"]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on stdout
         truth = coco.COCO()
@@ -94,9 +97,15 @@ def evaluate(
         return {KINDS[kind]: _scores(truth, results, kind, max_detections) for kind in kinds}
 
 
-def _scores(truth: Any, results: list[dict[str, Any]], kind: str, max_detections: int) -> Scores:
+def _scores(truth: Any, results: Results, kind: str, max_detections: int) -> Scores:
     categories = sorted(truth.dataset["categories"], key=lambda entry: entry["id"])
-    precision, recall = _accumulate(truth, results, kind, max_detections)
+    # One class at a time: pycocotools keeps half a megabyte for every image that it has compared.
+    parts = [
+        _of_class(truth, entry["id"], results.get(entry["id"], ()), kind, max_detections)
+        for entry in categories
+    ]
+    precision = np.concatenate([part[0] for part in parts], axis=2)
+    recall = np.concatenate([part[1] for part in parts], axis=1)
     by_class = {
         entry["name"]: {"AP": _mean(precision[:, :, k, 0]), "AP50": _mean(precision[_IOU_50, :, k, 0])}
         for k, entry in enumerate(categories)
@@ -115,14 +124,19 @@ def _scores(truth: Any, results: list[dict[str, Any]], kind: str, max_detections
     )
 
 
-def _accumulate(
-    truth: Any, results: list[dict[str, Any]], kind: str, max_detections: int
+def _of_class(
+    truth: Any, category: int, results: Sequence[Mapping[str, Any]], kind: str, max_detections: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return precision (thresholds, recalls, classes, areas) and recall (thresholds, classes, areas)."""
+    """Return precision (thresholds, recalls, 1, areas) and recall (thresholds, 1, areas) of one class."""
     cocoeval = require("pycocotools.cocoeval", "detect", "Evaluation")
-    found = truth.loadRes([dict(result) for result in results]) if results else _nothing(truth)
+    # With a box, pycocotools would take its area for that of a mask.
+    left_out = {"bbox"} if kind == "segm" else {"segmentation"}
+    wanted = [{key: value for key, value in result.items() if key not in left_out} for result in results]
+    found = truth.loadRes(wanted) if wanted else _nothing(truth)
     run = cocoeval.COCOeval(truth, found, kind)
     run.params.maxDets = [max_detections]
+    run.params.catIds = [category]
+    run.params.imgIds = sorted({*truth.catToImgs[category], *found.catToImgs[category]})
     run.evaluate()
     run.accumulate()
     return run.eval["precision"][..., -1], run.eval["recall"][..., -1]
