@@ -3,8 +3,11 @@
 Names are imported when they are first used, so that ``import piip`` costs little more than ``import torch``.
 """
 
+import contextlib
+import gc
 import importlib
 import importlib.util
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from piip._version import __version__
@@ -63,11 +66,24 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it, or a submodule."""
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(_HOME_OF[name]), name)
-    if not name.startswith("_") and importlib.util.find_spec(f"piip.{name}") is not None:
-        return importlib.import_module(f"piip.{name}")
+    with _collector_resting():
+        if name in _HOME_OF:
+            return getattr(importlib.import_module(_HOME_OF[name]), name)
+        if not name.startswith("_") and importlib.util.find_spec(f"piip.{name}") is not None:
+            return importlib.import_module(f"piip.{name}")
     raise AttributeError(f"module 'piip' has no attribute {name!r}")
+
+
+@contextlib.contextmanager
+def _collector_resting() -> Iterator[None]:
+    """Look for no garbage: importing torch and timm makes 400,000 objects that stay, searched again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def __dir__() -> list[str]:
