@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from piip.config import InteractionConfig, MergingConfig
 from piip.errors import ConfigError, DataError
@@ -234,6 +235,18 @@ def test_compiles_without_graph_breaks(config, training):
     for a, b in zip(*results, strict=True):
         assert (a is None) == (b is None)
         assert a is None or relative_error(a, b) < 1e-4
+
+
+def test_one_dynamic_graph_serves_all_sizes():
+    network = fill(PIIP(tiny_config(branches=(tiny_branch(64, 64), tiny_branch(32, 128))))).eval()
+    counter = CompileCounter()
+    compiled = torch.compile(network, backend=counter, fullgraph=True, dynamic=True)
+    for height, width in ((128, 160), (160, 128), (192, 224), (150, 200), (256, 160)):
+        image = torch.linspace(-1, 1, 3 * height * width).view(1, 3, height, width).sin()
+        with torch.no_grad():
+            pairs = list(zip(compiled(image), network(image), strict=True))
+        assert all(relative_error(fast, plain) < 1e-5 for fast, plain in pairs)
+    assert counter.frame_count == 1
 
 
 def test_merged_maps_are_summed_in_float32():
