@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.machine import RESULTS, machine
 from benchmarks.reference import reference_deformable_attention
 from piip.files import write_json
-from piip.interaction import reference_points
 from piip.ops import deformable_attention, use_implementation
+from piip.ops.reference import reference_points
 
 # Side of the query grid, side of the value grid, channels per head; 16 heads, 4 points.
 SHAPES = ((56, 70, 12), (70, 56, 6), (28, 56, 24), (56, 28, 12))
