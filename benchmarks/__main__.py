@@ -27,7 +27,7 @@ def main() -> None:
     rounds = options.rounds or (2 if options.quick else 5)
     for section in options.sections:
         if section == "operator":
-            rows = operator.measure_all(15 if not options.quick else 3)
+            rows = operator.measure_cpu(3 if options.quick else 15)
         elif section == "parts":
             rows = scaling.measure_parts(model, rounds)
         elif section == "network":

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piip.interaction import Injector, InteractionBlock, InteractionUnit, reference_points
+from piip.interaction import Injector, InteractionBlock, InteractionUnit
 from piip.network import PIIP
+from piip.ops.reference import reference_points
 from piip.pyramid import image_pyramid
 from piip.tokens import Grid, Tokens
 
@@ -35,13 +36,20 @@ def plain_forward(network: PIIP, image: Tensor) -> tuple[Tensor, ...]:
 
 
 def reference_deformable_attention(
-    value: Tensor, grids: Sequence[Grid], reference: Tensor, offsets: Tensor, logits: Tensor
+    value: Tensor,
+    grids: Sequence[Grid],
+    reference: Tensor | Grid,
+    offsets: Tensor,
+    logits: Tensor,
 ) -> Tensor:
     """Compute `piip.ops.deformable_attention` level by level with all samples stacked before they are weighted."""
+    if not isinstance(reference, Tensor):
+        reference = reference_points(reference, value.device)
     offsets, logits = offsets.float(), logits.float()
     weights = logits.flatten(3).softmax(-1).view_as(logits)
-    sizes = offsets.new_tensor([[width, height] for height, width in grids])
-    locations = reference.float()[:, :, None, None, None] + offsets / sizes[:, None]
+    # One by one: copying a list to a GPU would wait for it, and a CUDA graph could not hold it.
+    sizes = torch.stack([offsets.new_full((), n) for height, width in grids for n in (width, height)])
+    locations = reference.float()[:, :, None, None, None] + offsets / sizes.view(-1, 1, 2)
     batch, _, heads, width = value.shape
     queries, levels, points = weights.shape[1], weights.shape[3], weights.shape[4]
     sampling_grids = 2 * locations - 1
@@ -109,8 +117,7 @@ def _deformable(attention: Any, query: Tensor, grid: Grid, feature: Tensor, valu
     per_head = (*query.shape[:2], attention.num_heads, 1, attention.num_points)
     offsets = _linear(attention.sampling_offsets, query).view(*per_head, 2)
     logits = _linear(attention.attention_weights, query).view(per_head)
-    reference = reference_points(grid, query.device)
-    sampled = reference_deformable_attention(value, [value_grid], reference, offsets, logits)
+    sampled = reference_deformable_attention(value, [value_grid], grid, offsets, logits)
     return _linear(attention.output_proj, sampled)
 
 

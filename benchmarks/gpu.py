@@ -41,7 +41,7 @@ def run(folder: Path, quick: bool = False) -> None:
     gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "bfloat16_peak_tflops": peak}
     about = machine() | gpu
     result: dict[str, object] = {"command": "python -m benchmarks --device cuda", "machine": about}
-    sections: dict[str, Callable[[], Iterator[Row]]] = {"operator": lambda: iter(operator.measure_gpu())}
+    sections: dict[str, Callable[[], Iterator[Row]]] = {"operator": operator.measure_gpu}
     for model in MODELS[: 1 if quick else None]:
         sections[model] = lambda model=model: _network(model, peak)  # type: ignore[misc]
     for name, measure in sections.items():

@@ -27,11 +27,13 @@ def machine() -> dict[str, object]:
         "date": datetime.date.today().isoformat(),
         "cpu": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": timm.__version__,
         "numba": _version("numba"),
+        "triton": _version("triton"),
         "piip": __version__,
         "commit": git.stdout.strip(),
     }

@@ -1,116 +1,168 @@
-"""Deformable attention alone, at the shapes of PIIP-TSB 1120/896/448: ``python -m benchmarks.operator``.
+"""Deformable attention alone, at the shapes of PIIP-TSB 1120/896/448.
 
-Every contender computes softmax, locations, sampling and the weighted sum; they take turns in one process.
+Every contender computes softmax, locations, sampling and the weighted sum; they take turns in one process. On a GPU
+calls are replayed from a CUDA graph, so that no time goes into launching them from Python.
 """
 
-import argparse
-import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.baseline import reference_deformable_attention
-from benchmarks.machine import RESULTS, machine
-from piip.files import write_json
-from piip.interaction import reference_points
+from benchmarks.timing import spread
 from piip.ops import deformable_attention, use_implementation
 
-# Side of the query grid, side of the value grid, channels per head; 16 heads, 4 points.
+# Side of the query grid, side of the value grid, channels per head; 16 heads, 4 points. TSB calls each 12 times.
 SHAPES = ((56, 70, 12), (70, 56, 6), (28, 56, 24), (56, 28, 12))
-HEADS, POINTS = 16, 4
+HEADS, POINTS, CALLS = 16, 4, 12
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+REPETITIONS = 20
+"""Calls between two events on a GPU: one alone is too short to time."""
+
+Attend = Callable[..., Tensor]
 
 
-def inputs(queries: int, values: int, width: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Return value, reference, offsets and logits of a shape."""
+def inputs(
+    shape: tuple[int, int, int], batch: int = 1, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> list[Tensor]:
+    """Return value, offsets and logits of a shape."""
     torch.manual_seed(0)
-    value = torch.randn(1, values**2, HEADS, width, dtype=dtype)
-    offsets = torch.randn(1, queries**2, HEADS, 1, POINTS, 2, dtype=dtype) * 2
-    logits = torch.randn(1, queries**2, HEADS, 1, POINTS, dtype=dtype)
-    return [value, reference_points((queries, queries), value.device), offsets, logits]
+    queries, values, width = shape
+    sizes = [(batch, values**2, HEADS, width), (batch, queries**2, HEADS, 1, POINTS, 2)]
+    sizes.append((batch, queries**2, HEADS, 1, POINTS))
+    value, offsets, logits = (torch.randn(size).to(device, dtype) for size in sizes)
+    return [value, offsets * 2, logits]
 
 
-def contenders() -> dict[str, Callable[..., Tensor]]:
+def contenders(queries: int, values: int) -> dict[str, Attend]:
     """Return the original's formulation and piip's two."""
+    grids, query_grid = [(values, values)], (queries, queries)
 
-    def chosen(name: str) -> Callable[..., Tensor]:
-        def attend(*tensors: Tensor) -> Tensor:
-            side = round(tensors[0].shape[1] ** 0.5)
+    def chosen(name: str) -> Attend:
+        def attend(value: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
             with use_implementation(name):  # type: ignore[arg-type]
-                return deformable_attention(tensors[0], [(side, side)], *tensors[1:])
+                return deformable_attention(value, grids, query_grid, offsets, logits)
 
         return attend
 
-    def original(*tensors: Tensor) -> Tensor:
-        side = round(tensors[0].shape[1] ** 0.5)
-        return reference_deformable_attention(tensors[0], [(side, side)], *tensors[1:])
+    def original(value: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        return reference_deformable_attention(value, grids, query_grid, offsets, logits)
 
     return {"reference": original, "grid_sample": chosen("grid_sample"), "fused": chosen("fused")}
 
 
-def measure(shape: tuple[int, int, int], rounds: int) -> list[dict[str, object]]:
+def measure(shape: tuple[int, int, int], rounds: int, tensors: list[Tensor]) -> list[dict[str, Any]]:
     """Return a row for every contender and step of one shape."""
-    tensors = inputs(*shape)
     times: dict[tuple[str, str], list[float]] = {}
     for turn in range(rounds + 1):
-        for name, attend in contenders().items():
+        for name, attend in contenders(*shape[:2]).items():
             for step in ("forward", "forward+backward"):
                 seconds = _time(attend, tensors, step)
                 if turn:  # the first round compiles
                     times.setdefault((step, name), []).append(1000 * seconds)
-    exact = contenders()["grid_sample"](*(tensor.double() for tensor in tensors))
-    rows: list[dict[str, object]] = []
+    exact = contenders(*shape[:2])["grid_sample"](*(tensor.double() for tensor in tensors))
+    rows: list[dict[str, Any]] = []
     for (step, name), values in times.items():
         ratios = [r / t for r, t in zip(times[step, "reference"], values, strict=True)]
-        error = (contenders()[name](*tensors).double() - exact).abs().max() / exact.abs().max()
+        attended = contenders(*shape[:2])[name](*tensors).double()
         rows.append(
             {
                 "queries": shape[0],
                 "values": shape[1],
                 "width": shape[2],
+                "batch": len(tensors[0]),
                 "step": step,
                 "contender": name,
-                "milliseconds": [round(f(values), 3) for f in (min, statistics.median, max)],
-                "times_faster": [round(f(ratios), 2) for f in (min, statistics.median, max)],
-                "relative_error": float(f"{float(error):.1e}"),
+                "milliseconds": spread(values, 4),
+                "times_faster": spread(ratios, 2),
+                "relative_error": float(f"{float((attended - exact).abs().max() / exact.abs().max()):.1e}"),
             }
         )
     return rows
 
 
-def _time(attend: Callable[..., Tensor], tensors: list[Tensor], step: str) -> float:
+def _time(attend: Attend, tensors: list[Tensor], step: str) -> float:
     for tensor in tensors:
         tensor.mul_(1)  # in a network, the layers before have just written it: it is in the caches
-    if step == "forward":
-        with torch.no_grad():
-            start = time.perf_counter()
-            attend(*tensors)
-            return time.perf_counter() - start
-    leaves = [t.detach().requires_grad_(n != 1) for n, t in enumerate(tensors)]
+    run = _forward if step == "forward" else _forward_and_backward
+    if tensors[0].is_cuda:
+        return _time_on_gpu(lambda: run(attend, tensors))
     start = time.perf_counter()
-    output = attend(*leaves)
-    output.backward(torch.ones_like(output))
+    run(attend, tensors)
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Run the comparison and print and save its table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.operator", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved repetitions (default 15)")
-    parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
-    parser.add_argument("--output", type=Path, default=RESULTS / "operator.json", help="where the json goes")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rows = [row for shape in SHAPES for row in measure(shape, options.rounds)]
-    command = f"python -m benchmarks.operator --rounds {options.rounds} --threads {options.threads}"
-    write_json(options.output, {"command": command, "machine": machine(), "rows": rows})
+def _time_on_gpu(run: Callable[[], None]) -> float:
+    """Return the seconds of a run between two events, replayed from a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(REPETITIONS):
+            run()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    graph.replay()
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000 / REPETITIONS
+
+
+def _forward(attend: Attend, tensors: list[Tensor]) -> None:
+    with torch.no_grad():
+        attend(*tensors)
+
+
+def _forward_and_backward(attend: Attend, tensors: list[Tensor]) -> None:
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = attend(*leaves)
+    torch.autograd.grad(output, leaves, torch.ones_like(output))
+
+
+def measure_cpu(rounds: int) -> list[dict[str, Any]]:
+    """Return rows of one thread in float32, and in bfloat16 as well."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [row for dtype in ("float32", "bfloat16") for row in _measure_shapes(rounds, 1, dtype, "cpu")]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measure_gpu(rounds: int = 5) -> Iterator[dict[str, Any]]:
+    """Yield rows of float32 and bfloat16, one image and eight, and what TSB takes per image."""
+    for batch in (1, 8):
+        for dtype in ("float32", "bfloat16"):
+            rows = _measure_shapes(rounds, batch, dtype, "cuda")
+            yield from rows
+            yield from _totals(rows)
+
+
+def _measure_shapes(rounds: int, batch: int, dtype: str, device: str) -> list[dict[str, Any]]:
+    rows = []
+    for shape in SHAPES:
+        tensors = inputs(shape, batch, DTYPES[dtype], device)
+        rows += [{"dtype": dtype, **row} for row in measure(shape, rounds, tensors)]
+    return rows
+
+
+def _totals(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield what all deformable attention of PIIP-TSB takes per image."""
+    totals: dict[tuple[str, int, str, str], float] = {}
     for row in rows:
-        shape = f"Q{row['queries']} V{row['values']} d{row['width']}"
-        print(f"{shape:12} {row['step']!s:17} {row['contender']!s:12} {row['milliseconds']} ms "
-              f"{row['times_faster']} x  error {row['relative_error']}")  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()
+        key = (row["dtype"], row["batch"], row["step"], row["contender"])
+        totals[key] = totals.get(key, 0.0) + CALLS * row["milliseconds"]["median"] / row["batch"]
+    for (dtype, batch, step, contender), milliseconds in totals.items():
+        yield {
+            "dtype": dtype,
+            "batch": batch,
+            "step": step,
+            "contender": contender,
+            "tsb_milliseconds_per_image": round(milliseconds, 4),
+        }

@@ -77,8 +77,7 @@ class DeformableAttention(nn.Module):
         per_head = (batch, length, self.num_heads, 1, self.num_points)
         offsets = self.sampling_offsets(query).view(*per_head, 2)
         logits = self.attention_weights(query).view(per_head)
-        reference = reference_points(query_grid, query.device)
-        sampled = deformable_attention(value, [feature_grid], reference, offsets, logits)
+        sampled = deformable_attention(value, [feature_grid], query_grid, offsets, logits)
         return self.output_proj(sampled)
 
 
@@ -265,20 +264,6 @@ class InteractionBlock(nn.Module):
         for (lower, higher), unit in zip(self.pairs, self.units.values(), strict=True):
             updated[lower], updated[higher] = unit(updated[lower], updated[higher])
         return updated
-
-
-def reference_points(grid: Grid, device: torch.device) -> Tensor:
-    """Return the centres (x, y) of a grid's tokens, 0 to 1 over the map, (1, H * W, 2), exact to float64.
-
-    Args:
-        grid: Height and width in tokens.
-        device: Where to; float32 on devices without float64.
-    """
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    height, width = grid
-    y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
-    x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
-    return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).flatten(0, 1)[None]
 
 
 def _gated(update: Tensor, gate: Tensor | None) -> Tensor:

@@ -190,7 +190,9 @@ def _operations_per_value(macs: int) -> Callable[..., int]:
     return formula
 
 
-def _deformable(value: Any, levels: Any, whole: Any, fraction: Any, offsets: Any, *_: Any, **__: Any) -> int:
+def _deformable(
+    value: Any, levels: Any, reference: Any, query_grid: Any, offsets: Any, *_: Any, **__: Any
+) -> int:
     """Count every sample of every channel of a head; shapes as in `piip.ops.fused`."""
     return 2 * SAMPLE_MACS * (torch.Size(offsets).numel() // 2) * value[-1]
 

@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from piip.ops.kernels import backward_range, forward_range
+from piip.ops.reference import reference_points, split_pixels
 
 STORED = {torch.float32: np.float32, torch.float64: np.float64, torch.bfloat16: np.uint16}
 """How kernels see the values of every dtype that they take; bfloat16 as its bits."""
@@ -26,54 +27,69 @@ _NEXT, _CHUNKS, _PER_CHUNK, _SIZES, _ADDRESSES = 0, 1, 2, 3, 10
 
 
 def forward(
-    value: Tensor, levels: Sequence[int], whole: Tensor, fraction: Tensor, offsets: Tensor, logits: Tensor
+    value: Tensor,
+    levels: Sequence[int],
+    reference: Tensor | None,
+    query_grid: Sequence[int],
+    offsets: Tensor,
+    logits: Tensor,
 ) -> Tensor:
-    """Return the attended values (B, Q, M * D) in the dtype of ``offsets``; see `piip.ops.fused`."""
+    """Return the attended values (B, Q, M * D) in the dtype of ``value``; see `piip.ops.fused`."""
+    inputs = _inputs(value, levels, reference, query_grid, offsets, logits)
     batch, queries = offsets.shape[:2]
-    output = offsets.new_empty(batch, queries, value.shape[2] * value.shape[3])
-    tensors = [value, levels, whole, fraction, offsets, logits, output]
+    output = inputs[-1].new_empty(batch, queries, value.shape[2] * value.shape[3])
     runner = _forward_runner(value.shape[-1], value.dtype)
-    _run(runner, -(-batch * queries // QUERIES_PER_CHUNK), QUERIES_PER_CHUNK, tensors)
-    return output
+    _run(runner, -(-batch * queries // QUERIES_PER_CHUNK), QUERIES_PER_CHUNK, [*inputs, output])
+    return output.to(value.dtype)
 
 
 def backward(
     gradient: Tensor,
     value: Tensor,
     levels: Sequence[int],
-    whole: Tensor,
-    fraction: Tensor,
+    reference: Tensor | None,
+    query_grid: Sequence[int],
     offsets: Tensor,
     logits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of ``value`` (in the dtype of ``offsets``), ``offsets`` and ``logits``.
+    """Return the gradients of ``value``, ``offsets`` and ``logits``, each in its own dtype.
 
     Threads share out images and heads, which no two of them write to: the result is the same every time.
     """
     batch, heads = len(value), value.shape[2]
-    grad_value = value.new_zeros(value.shape, dtype=offsets.dtype)
-    grad_offsets, grad_logits = torch.empty_like(offsets), torch.empty_like(logits)
-    tensors = [
-        value,
-        levels,
-        whole,
-        fraction,
-        offsets,
-        logits,
-        gradient,
-        grad_value,
-        grad_offsets,
-        grad_logits,
-    ]
-    groups = min(heads, -(-torch.get_num_threads() // batch))
+    inputs = _inputs(value, levels, reference, query_grid, offsets, logits)
+    exact_offsets, exact_logits = inputs[4:]
+    gradient = gradient.to(exact_offsets.dtype).contiguous()
+    grad_value = torch.zeros_like(inputs[0], dtype=exact_offsets.dtype)
+    gradients = [grad_value, torch.empty_like(exact_offsets), torch.empty_like(exact_logits)]
+    groups = min(heads, -(-torch.get_num_threads() // max(batch, 1)))
     per_chunk = -(-heads // groups)
     runner = _backward_runner(value.shape[-1], value.dtype)
-    _run(runner, batch * -(-heads // per_chunk), per_chunk, tensors)
-    return grad_value, grad_offsets, grad_logits
+    _run(runner, batch * -(-heads // per_chunk), per_chunk, [*inputs, gradient, *gradients])
+    return gradients[0].to(value.dtype), gradients[1].to(offsets.dtype), gradients[2].to(logits.dtype)
+
+
+def _inputs(
+    value: Tensor,
+    levels: Sequence[int],
+    reference: Tensor | None,
+    query_grid: Sequence[int],
+    offsets: Tensor,
+    logits: Tensor,
+) -> list[Any]:
+    """Return what the kernels read: contiguous, in the dtype they compute in, references split in pixels."""
+    exact = torch.float64 if value.dtype == torch.float64 else torch.float32
+    if reference is None:
+        reference = reference_points((query_grid[0], query_grid[1]), value.device)
+    whole, fraction = split_pixels(reference, levels, exact)
+    tensors = [whole, fraction, offsets.to(exact), logits.to(exact)]
+    return [value.contiguous(), levels, *(tensor.contiguous() for tensor in tensors)]
 
 
 def _run(runner: Any, chunks: int, per_chunk: int, tensors: Sequence[Any]) -> None:
     value, levels, whole, _, offsets, *_ = tensors
+    if not chunks:
+        return
     shapes = np.array(levels, np.int64)
     batch, cells, heads, _ = value.shape
     sizes = [cells, offsets.shape[1], heads, len(levels) // 3, offsets.shape[4], len(whole), batch]

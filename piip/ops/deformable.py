@@ -4,6 +4,8 @@ Shapes: B images, Q queries, S = sum of H_l * W_l values, M heads, D channels pe
 """
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -13,23 +15,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piip.errors import ConfigError, require
+from piip.ops.reference import reference_points
 from piip.tokens import Grid
 
 Implementation = Literal["auto", "grid_sample", "fused"]
 
 FEWEST_SAMPLES = 1 << 14
-"""Samples below which compiling a kernel for a head width would never pay."""
+"""Samples below which compiling a kernel for a head width would never pay on a CPU."""
+KERNEL_DTYPES = {
+    "cpu": (torch.float32, torch.float64, torch.bfloat16),
+    "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+}
+"""Values that the kernel of a device takes."""
 
 MOST_POINTS = 512
 """Points of one head, over all levels, that the kernel on CPUs has room for."""
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None and (
+    os.name == "nt" or bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
+)
+"""Triton builds its launcher with a C compiler; the one for Windows brings its own."""
 
 _chosen: Implementation = "auto"
 
 
 def deformable_attention(
-    value: Tensor, grids: Sequence[Grid], reference: Tensor, offsets: Tensor, logits: Tensor
+    value: Tensor, grids: Sequence[Grid], reference: Tensor | Grid, offsets: Tensor, logits: Tensor
 ) -> Tensor:
     """Attend from every query to a few points around its reference.
 
@@ -38,7 +50,8 @@ def deformable_attention(
     Args:
         value: Values of all levels, row-major and level after level, (B, S, M, D).
         grids: Height and width of every level in tokens.
-        reference: Where each query looks from, (x, y) from 0 to 1, (R, Q, 2) with R = 1 or B.
+        reference: Where each query looks from, (x, y) from 0 to 1, (R, Q, 2) with R = 1 or B; or the grid (height,
+            width) that the queries are the tokens of, which then look from their own centres.
         offsets: The points relative to it, in pixels of their level, (B, Q, M, L, P, 2).
         logits: Attention before the softmax over levels and points, (B, Q, M, L, P).
 
@@ -47,17 +60,21 @@ def deformable_attention(
         sampled in at least float32: half precision cannot tell neighbouring points of a large map apart.
 
     Raises:
-        ValueError: There is no level.
+        ValueError: There is no level, or the shapes contradict each other.
     """
     if not grids:
         raise ValueError("grids is empty: deformable attention needs at least one level.")
-    offsets, logits = at_least_float32(offsets), at_least_float32(logits)
+    _check_shapes(value, grids, reference, offsets, logits)
     if _uses_kernel(value, logits):
         return _fused(value, grids, reference, offsets, logits)
-    sizes = offsets.new_tensor([[width, height] for height, width in grids])
+    if not isinstance(reference, Tensor):
+        reference = reference_points(reference, value.device)
+    offsets, logits = at_least_float32(offsets), at_least_float32(logits)
+    # One by one: copying a list to a GPU would wait for it, and a CUDA graph could not hold it.
+    sizes = torch.stack([offsets.new_full((), n) for height, width in grids for n in (width, height)])
     places = reference.to(offsets.dtype)[:, :, None, None, None]
     weights = logits.flatten(3).softmax(-1).view_as(logits)
-    return sample_and_sum(value, grids, places + offsets / sizes[:, None], weights)
+    return sample_and_sum(value, grids, places + offsets / sizes.view(-1, 1, 2), weights)
 
 
 @contextmanager
@@ -65,19 +82,20 @@ def use_implementation(name: Implementation) -> Iterator[None]:
     """Choose how deformable attention is computed inside the block, in all threads.
 
     Args:
-        name: ``grid_sample`` works everywhere; ``fused`` needs a CPU and numba (``pip install 'piip[fast]'``);
-            ``auto`` takes the fused kernel where it can and where the work is worth it.
+        name: ``grid_sample`` works everywhere; ``fused`` is one kernel, compiled by numba on CPUs
+            (``pip install 'piip[fast]'``) and by Triton on GPUs; ``auto`` takes the fused kernel where it can and
+            where the work is worth it. Devices and dtypes without a kernel always get ``grid_sample``.
 
     Raises:
         ConfigError: There is no such implementation.
-        MissingExtraError: numba is not installed.
+        MissingExtraError: Neither numba nor Triton is there.
     """
     global _chosen
     if name not in get_args(Implementation):
         raise ConfigError(
             f"There is no implementation {name!r}; choose from {', '.join(get_args(Implementation))}."
         )
-    if name == "fused":
+    if name == "fused" and not (HAS_TRITON and torch.cuda.is_available()):
         require("numba", "fast", "The fused deformable attention on CPUs")
     before, _chosen = _chosen, name
     try:
@@ -86,43 +104,57 @@ def use_implementation(name: Implementation) -> Iterator[None]:
         _chosen = before
 
 
+def _check_shapes(
+    value: Tensor, grids: Sequence[Grid], reference: Tensor | Grid, offsets: Tensor, logits: Tensor
+) -> None:
+    """Kernels read memory where shapes tell them to."""
+    cells = sum(height * width for height, width in grids)
+    if value.ndim != 4 or value.shape[1] != cells:
+        raise ValueError(
+            f"value has the shape {tuple(value.shape)}; with grids {list(grids)} it needs (B, {cells}, M, D)."
+        )
+    batch, _, heads, _ = value.shape
+    if logits.ndim != 5 or (logits.shape[0], *logits.shape[2:4]) != (batch, heads, len(grids)):
+        raise ValueError(
+            f"logits has the shape {tuple(logits.shape)}; it needs ({batch}, Q, {heads}, {len(grids)}, P)."
+        )
+    if offsets.shape != (*logits.shape, 2):
+        raise ValueError(
+            f"offsets has the shape {tuple(offsets.shape)}; with these logits it needs {(*logits.shape, 2)}."
+        )
+    queries = logits.shape[1]
+    if not isinstance(reference, Tensor):
+        if reference[0] * reference[1] != queries:
+            raise ValueError(f"reference is the grid {tuple(reference)}, but there are {queries} queries.")
+    elif reference.shape[1:] != (queries, 2) or reference.shape[0] not in (1, batch):
+        raise ValueError(
+            f"reference has the shape {tuple(reference.shape)}; it needs (1 or {batch}, {queries}, 2)."
+        )
+
+
 def _uses_kernel(value: Tensor, logits: Tensor) -> bool:
-    if _chosen == "grid_sample" or value.device.type != "cpu" or not HAS_NUMBA:
+    device = value.device.type
+    if _chosen == "grid_sample" or value.dtype not in KERNEL_DTYPES.get(device, ()):
         return False
-    known = value.dtype in (torch.float32, torch.float64, torch.bfloat16)
+    if device == "cuda":
+        return HAS_TRITON
     fits = logits.shape[3] * logits.shape[4] <= MOST_POINTS
-    return (
-        known
-        and fits
-        and (_chosen == "fused" or torch.compiler.is_compiling() or logits.numel() >= FEWEST_SAMPLES)
-    )
+    worth_it = torch.compiler.is_compiling() or logits.numel() >= FEWEST_SAMPLES
+    return HAS_NUMBA and fits and (_chosen == "fused" or worth_it)
 
 
 def _fused(
-    value: Tensor, grids: Sequence[Grid], reference: Tensor, offsets: Tensor, logits: Tensor
+    value: Tensor, grids: Sequence[Grid], reference: Tensor | Grid, offsets: Tensor, logits: Tensor
 ) -> Tensor:
     from piip.ops.fused import fused
 
-    exact = torch.float64 if value.dtype == torch.float64 else torch.float32
-    sizes = torch.tensor(
-        [[width, height] for height, width in grids], dtype=torch.float64, device=value.device
-    )
-    pixels = reference.double()[:, :, None] * sizes - 0.5
-    whole = pixels.detach().floor()
-    fraction = (pixels - whole).to(exact)
     levels, first = [], 0
     for height, width in grids:
         levels += [height, width, first]
         first += height * width
-    attended = fused(
-        value.contiguous(),
-        levels,
-        whole.long(),
-        fraction.contiguous(),
-        offsets.to(exact).contiguous(),
-        logits.to(exact).contiguous(),
-    )
-    return attended.to(value.dtype)
+    if isinstance(reference, Tensor):
+        return fused(value, levels, reference, [], offsets, logits)
+    return fused(value, levels, None, list(reference), offsets, logits)
 
 
 def sample_and_sum(value: Tensor, grids: Sequence[Grid], locations: Tensor, weights: Tensor) -> Tensor:

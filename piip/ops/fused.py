@@ -1,8 +1,7 @@
 """The fused deformable attention as an operator of torch: eager, autograd, torch.compile and export.
 
 Shapes as in `piip.ops.deformable`. ``levels`` holds height, width and first cell of every level, one after the
-other; the reference in pixels of every level is split into ``whole`` and ``fraction``, so that float32 has a
-pixel's neighbourhood to itself: the error is a tenth of that of normalised coordinates.
+other. On CPUs numba compiles the kernels, on GPUs Triton does.
 """
 
 from collections.abc import Sequence
@@ -16,21 +15,26 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 @torch.library.custom_op("piip::deformable_attention", mutates_args=(), device_types="cpu")
 def fused(
-    value: Tensor, levels: Sequence[int], whole: Tensor, fraction: Tensor, offsets: Tensor, logits: Tensor
+    value: Tensor,
+    levels: Sequence[int],
+    reference: Tensor | None,
+    query_grid: Sequence[int],
+    offsets: Tensor,
+    logits: Tensor,
 ) -> Tensor:
-    """Return the attended values (B, Q, M * D) in the dtype of ``offsets``.
+    """Return the attended values (B, Q, M * D) in the dtype of ``value``.
 
     Args:
-        value: (B, S, M, D), float32, float64 or bfloat16; all tensors are contiguous.
+        value: (B, S, M, D), float32, float64 or bfloat16, on GPUs also float16.
         levels: 3 L numbers.
-        whole: Pixel left of and above the reference, int64 (R, Q, L, 2), R = 1 or B.
-        fraction: The reference's distance from it, 0 to 1, (R, Q, L, 2).
-        offsets: In pixels, (B, Q, M, L, P, 2), float64 where ``value`` is, else float32, like all that follow.
+        reference: (x, y) from 0 to 1, (R, Q, 2), R = 1 or B; None where ``query_grid`` tells.
+        query_grid: Height and width of the grid at whose token centres the references are; otherwise empty.
+        offsets: In pixels, (B, Q, M, L, P, 2).
         logits: (B, Q, M, L, P).
     """
     from piip.ops import cpu
 
-    return cpu.forward(value, levels, whole, fraction, offsets, logits)
+    return cpu.forward(value, levels, reference, query_grid, offsets, logits)
 
 
 @torch.library.custom_op("piip::deformable_attention_backward", mutates_args=(), device_types="cpu")
@@ -38,50 +42,83 @@ def fused_backward(
     gradient: Tensor,
     value: Tensor,
     levels: Sequence[int],
-    whole: Tensor,
-    fraction: Tensor,
+    reference: Tensor | None,
+    query_grid: Sequence[int],
     offsets: Tensor,
     logits: Tensor,
 ) -> Gradients:
-    """Return the gradients of value, offsets and logits, all in the dtype of ``offsets``."""
+    """Return the gradients of value, offsets and logits, each in its own dtype."""
     from piip.ops import cpu
 
-    return cpu.backward(gradient, value, levels, whole, fraction, offsets, logits)
+    return cpu.backward(gradient, value, levels, reference, query_grid, offsets, logits)
+
+
+@fused.register_kernel("cuda")
+def _(
+    value: Tensor, levels: Any, reference: Tensor | None, query_grid: Any, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    from piip.ops import gpu
+
+    return gpu.forward(value, levels, reference, query_grid, offsets, logits)
+
+
+@fused_backward.register_kernel("cuda")
+def _(
+    gradient: Tensor,
+    value: Tensor,
+    levels: Any,
+    reference: Tensor | None,
+    query_grid: Any,
+    offsets: Tensor,
+    logits: Tensor,
+) -> Gradients:
+    from piip.ops import gpu
+
+    return gpu.backward(gradient, value, levels, reference, query_grid, offsets, logits)
 
 
 @fused.register_fake
-def _(value: Tensor, levels: Any, whole: Tensor, fraction: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-    return offsets.new_empty(len(value), offsets.shape[1], value.shape[2] * value.shape[3])
+def _(value: Tensor, levels: Any, reference: Any, query_grid: Any, offsets: Tensor, logits: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
 
 
 @fused_backward.register_fake
 def _(
-    gradient: Tensor, value: Tensor, levels: Any, whole: Any, fraction: Any, offsets: Tensor, logits: Tensor
+    gradient: Tensor,
+    value: Tensor,
+    levels: Any,
+    reference: Any,
+    query_grid: Any,
+    offsets: Tensor,
+    logits: Tensor,
 ) -> Gradients:
-    return (
-        offsets.new_empty(value.shape),
-        torch.empty_like(offsets),
-        torch.empty_like(logits),
-    )
+    return value.new_empty(value.shape), offsets.new_empty(offsets.shape), logits.new_empty(logits.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, levels, whole, fraction, offsets, logits = inputs
-    ctx.levels = levels
-    ctx.save_for_backward(value, whole, fraction, offsets, logits)
+    value, ctx.levels, reference, ctx.query_grid, offsets, logits = inputs
+    ctx.save_for_backward(value, reference, offsets, logits)
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    value, whole, fraction, offsets, logits = ctx.saved_tensors
+    value, reference, offsets, logits = ctx.saved_tensors
     grad_value, grad_offsets, grad_logits = fused_backward(
-        gradient.contiguous(), value, ctx.levels, whole, fraction, offsets, logits
+        gradient, value, ctx.levels, reference, ctx.query_grid, offsets, logits
     )
-    # The reference and the offsets are added: what moves one moves the other.
-    grad_fraction = None
-    if ctx.needs_input_grad[3]:
-        summed = grad_offsets.sum((2, 4))
-        grad_fraction = summed if len(fraction) == len(summed) else summed.sum(0, keepdim=True)
-    return grad_value.to(value.dtype), None, None, grad_fraction, grad_offsets, grad_logits
+    grad_reference = None
+    if ctx.needs_input_grad[2]:
+        grad_reference = _reference_gradient(grad_offsets, ctx.levels, reference)
+    return grad_value, None, grad_reference, None, grad_offsets, grad_logits
+
+
+def _reference_gradient(grad_offsets: Tensor, levels: Sequence[int], reference: Tensor) -> Tensor:
+    """Reference and offsets are added: what moves one by a pixel moves the other."""
+    pixels = grad_offsets.to(torch.promote_types(grad_offsets.dtype, torch.float32)).sum((2, 4))
+    summed = torch.zeros_like(pixels[:, :, 0])
+    for level, (height, width) in enumerate(zip(levels[0::3], levels[1::3], strict=True)):
+        summed = summed + torch.stack([pixels[:, :, level, 0] * width, pixels[:, :, level, 1] * height], -1)
+    shared = reference.shape[0] < summed.shape[0]
+    return (summed.sum(0, keepdim=True) if shared else summed).to(reference.dtype)
 
 
 fused.register_autograd(_differentiate, setup_context=_keep)

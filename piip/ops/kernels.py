@@ -1,7 +1,7 @@
 """Deformable attention on CPUs: softmax, locations, bilinear gather and weighted sum in one pass, by numba.
 
 All arrays are flat. Shapes and names are those of `piip.ops.fused`: value (B, S, M, D), offsets (B, Q, M, L, P, 2),
-logits (B, Q, M, L, P), whole and fraction of the reference (R, Q, L, 2) with R = 1 or B.
+logits (B, Q, M, L, P); whole and fraction are the reference in pixels (R, Q, L, 2) with R = 1 or B.
 """
 
 from typing import Any

@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from piip.interaction import DeformableAttention, reference_points
+from piip.interaction import DeformableAttention
 from piip.ops import deformable_attention, use_implementation
 from piip.ops.deformable import sample_and_sum
+from piip.ops.reference import reference_points
 from tests.helpers import relative_error
+from tests.ops.cases import inputs
 
 IMPLEMENTATIONS = ["grid_sample", *(["fused"] if importlib.util.find_spec("numba") else [])]
 
@@ -82,6 +84,39 @@ def test_no_levels_are_refused():
             torch.rand(1, 2, 1, 0, 1, 2),
             torch.rand(1, 2, 1, 0, 1),
         )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"grids": [(3, 5)]}, r"value has the shape \(1, 12, 2, 3\).*needs \(B, 15, M, D\)"),
+        ({"logits": torch.rand(1, 6, 3, 1, 2)}, r"logits has the shape .*needs \(1, Q, 2, 1, P\)"),
+        ({"offsets": torch.rand(1, 6, 2, 1, 3, 2)}, r"offsets has the shape .*needs \(1, 6, 2, 1, 2, 2\)"),
+        ({"reference": torch.rand(2, 6, 2)}, r"reference has the shape .*needs \(1 or 1, 6, 2\)"),
+        ({"reference": (2, 2)}, r"reference is the grid \(2, 2\), but there are 6 queries"),
+    ],
+)
+def test_shapes_that_contradict_each_other_are_refused(changed, message):
+    arguments = {
+        "value": torch.rand(1, 12, 2, 3),
+        "grids": [(3, 4)],
+        "reference": (2, 3),
+        "offsets": torch.rand(1, 6, 2, 1, 2, 2),
+        "logits": torch.rand(1, 6, 2, 1, 2),
+    }
+    deformable_attention(**arguments)
+    with pytest.raises(ValueError, match=message):
+        deformable_attention(**(arguments | changed))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_grid_stands_for_the_centres_of_its_tokens(implementation):
+    grids = [(5, 4), (2, 3)]
+    value, _, offsets, logits = inputs(grids, queries=12)
+    with use_implementation(implementation), torch.no_grad():
+        points = reference_points((3, 4), value.device)
+        expected = deformable_attention(value, grids, points, offsets, logits)
+        assert torch.equal(deformable_attention(value, grids, (3, 4), offsets, logits), expected)
 
 
 def test_offsets_are_pixels_and_logits_share_one_softmax():

@@ -12,40 +12,9 @@ from piip.errors import ConfigError
 from piip.network import PIIP
 from piip.ops import deformable, deformable_attention, use_implementation
 from tests.helpers import fill, relative_error, tiny_config
+from tests.ops.cases import assert_same, inputs, outputs
 
 pytest.importorskip("numba")
-
-
-def inputs(
-    grids, *, batch=1, queries=5, heads=2, points=2, width=6, references=1, dtype=torch.float32, seed=0
-):
-    """Value, reference, offsets and logits; some points lie outside the map."""
-    generator = torch.Generator().manual_seed(seed)
-    levels = len(grids)
-    cells = sum(height * width for height, width in grids)
-    shapes = [(batch, cells, heads, width), (references, queries, 2)]
-    shapes += [(batch, queries, heads, levels, points, 2), (batch, queries, heads, levels, points)]
-    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    tensors[1] = tensors[1].sigmoid()
-    tensors[2] *= 2
-    return [t.to(dtype if n != 1 else torch.float64).requires_grad_() for n, t in enumerate(tensors)]
-
-
-def outputs(name, grids, tensors):
-    """The output and all gradients."""
-    with use_implementation(name):
-        output = deformable_attention(tensors[0], grids, *tensors[1:])
-    upstream = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
-    return [output, *torch.autograd.grad(output, tensors, upstream)]
-
-
-def assert_same(grids, tensors, tolerance):
-    pairs = zip(outputs("fused", grids, tensors), outputs("grid_sample", grids, tensors), strict=True)
-    for fused, plain in pairs:
-        assert fused.dtype == plain.dtype
-        assert torch.allclose(
-            fused, plain, atol=tolerance * max(float(plain.detach().abs().max()), 1e-3), rtol=0
-        )
 
 
 @pytest.mark.parametrize("width", [1, 4, 6, 12, 24, 25, 50, 100])
@@ -153,6 +122,22 @@ def test_compiles_and_exports_without_graph_breaks(backend):
         assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("implementation", ["fused", "grid_sample"])
+def test_exports_for_any_batch(implementation):
+    class Attend(torch.nn.Module):
+        def forward(self, value, offsets, logits):
+            return deformable_attention(value, [(4, 5)], (2, 3), offsets, logits)
+
+    def some(batch):
+        value, _, *rest = inputs([(4, 5)], queries=6, batch=batch)
+        return tuple(tensor.detach() for tensor in (value, *rest))
+
+    batch = {0: torch.export.Dim("batch")}
+    with use_implementation(implementation):
+        exported = torch.export.export(Attend(), some(3), dynamic_shapes=(batch, batch, batch)).module()
+        assert torch.equal(exported(*some(5)), Attend()(*some(5)))
+
+
 def test_a_network_is_the_same_with_either():
     network = fill(PIIP(tiny_config())).eval()
     image = torch.randn(1, 3, 128, 160)
@@ -180,7 +165,7 @@ def test_unknown_implementations_are_refused():
 def test_forked_processes_can_use_it():
     code = """
 import os, torch
-from tests.ops.test_fused import inputs, outputs
+from tests.ops.cases import inputs, outputs
 torch.set_num_threads(2)
 tensors = inputs([(9, 9)], queries=200)
 outputs("fused", [(9, 9)], tensors)
