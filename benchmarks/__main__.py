@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import gpu, network, operator, scaling
+from benchmarks import accuracy, gpu, network, operator, scaling
 from benchmarks.machine import RESULTS, machine, matmul_peak
 from benchmarks.show import show
 from piip.files import write_json
 
-SECTIONS = ("operator", "parts", "network", "scaling")
+SECTIONS = ("accuracy", "operator", "parts", "network", "scaling")
 QUICK_MODEL = "piip_nano"
 
 
@@ -26,7 +26,9 @@ def main() -> None:
     model = QUICK_MODEL if options.quick else options.model
     rounds = options.rounds or (2 if options.quick else 5)
     for section in options.sections:
-        if section == "operator":
+        if section == "accuracy":
+            rows = accuracy.measure(model)
+        elif section == "operator":
             rows = operator.measure_cpu(3 if options.quick else 15)
         elif section == "parts":
             rows = scaling.measure_parts(model, rounds)

@@ -29,7 +29,7 @@ KERNEL_DTYPES = {
 """Values that the kernel of a device takes."""
 
 MOST_POINTS = 512
-"""Points of one head, over all levels, that the kernel on CPUs has room for."""
+"""Points of one head, over all levels, that the kernels have room for."""
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 HAS_TRITON = importlib.util.find_spec("triton") is not None and (
@@ -136,11 +136,12 @@ def _uses_kernel(value: Tensor, logits: Tensor) -> bool:
     device = value.device.type
     if _chosen == "grid_sample" or value.dtype not in KERNEL_DTYPES.get(device, ()):
         return False
+    if logits.shape[3] * logits.shape[4] > MOST_POINTS:
+        return False
     if device == "cuda":
         return HAS_TRITON
-    fits = logits.shape[3] * logits.shape[4] <= MOST_POINTS
     worth_it = torch.compiler.is_compiling() or logits.numel() >= FEWEST_SAMPLES
-    return HAS_NUMBA and fits and (_chosen == "fused" or worth_it)
+    return HAS_NUMBA and (_chosen == "fused" or worth_it)
 
 
 def _fused(
