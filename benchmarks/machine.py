@@ -5,10 +5,13 @@ import importlib.util
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
+import torch.nn.functional as F
 
 from piip import __version__
 
@@ -34,6 +37,29 @@ def machine() -> dict[str, object]:
         "piip": __version__,
         "commit": git.stdout.strip(),
     }
+
+
+def matmul_peak(dtype: torch.dtype, device: str = "cpu", side: int = 2048, rounds: int = 10) -> float:
+    """Return the best rate of a matrix product or a convolution in operations per second."""
+    a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+    x = torch.randn(1, 768, 70, 70, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+    kernel = torch.randn(768, 768, 3, 3, dtype=dtype, device=device)
+    kernel = kernel.contiguous(memory_format=torch.channels_last)
+    product = 2 * side**3 / _best(lambda: a @ b, device, rounds)
+    return max(
+        product, 2 * 9 * 768**2 * 70**2 / _best(lambda: F.conv2d(x, kernel, padding=1), device, rounds)
+    )
+
+
+def _best(work: Callable[[], object], device: str, rounds: int) -> float:
+    times = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        work()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
 
 
 def _version(name: str) -> str | None:

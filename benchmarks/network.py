@@ -1,117 +1,124 @@
-"""Forward pass and training step of a network, piip's operators against the plain reference."""
+"""Forward pass, training step and their memory: piip against the original's order of operations, on the CPU."""
 
+import contextlib
 import resource
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
-from unittest.mock import patch
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-import piip.interaction
-from benchmarks.reference import reference_deformable_attention
-from piip.factory import create_model
+import piip
+from benchmarks.baseline import plain_forward
+from benchmarks.machine import matmul_peak
+from benchmarks.timing import Row, Work, compared, interleave
+from piip.cost import executed_cost
 from piip.network import PIIP
-from piip.ops import deformable_attention
 
-CONTENDERS: dict[str, Callable[..., Tensor]] = {
-    "reference": reference_deformable_attention,
-    "piip": deformable_attention,
-}
-STEPS = ("forward", "train")
+MODEL = "piip_tsb_1120_896_448"
+Maps = tuple[Tensor, ...]
 
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one contender, over all rounds."""
-
-    step: str
-    contender: str
-    seconds: tuple[float, ...]
-    ratios: tuple[float, ...]
-
-    def row(self) -> dict[str, object]:
-        """Return minimum, median and maximum of the seconds and of the ratio to the reference."""
-        return {
-            "step": self.step,
-            "contender": self.contender,
-            "seconds": _spread(self.seconds),
-            "times_faster_than_reference": _spread(self.ratios),
-        }
+FORWARD = ("plain float32", "piip float32", "optimize float32", "optimize bfloat16")
+TRAIN = ("plain float32", "piip float32", "piip autocast bfloat16")
+CHECKPOINTED = ("piip float32, checkpointing", "piip autocast bfloat16, checkpointing")
 
 
 def build_network(name: str) -> PIIP:
     """Build a network with random weights whose interactions are not switched off by zero gates."""
     torch.manual_seed(0)
-    network = create_model(name)
+    network = piip.create_model(name)
     for parameter_name, parameter in network.named_parameters():
         if parameter_name.endswith("_gate"):
-            torch.nn.init.normal_(parameter, std=0.1)
+            nn.init.normal_(parameter, std=0.1)
     return network.eval()
 
 
-def compare(name: str, rounds: int) -> list[Timing]:
-    """Time all contenders in turn, ``rounds`` times, after one round that is not counted."""
+def images(network: PIIP, batch: int) -> Tensor:
+    """Return a batch at the network's own size."""
+    return torch.randn(batch, 3, network.config.image_size, network.config.image_size)
+
+
+def forward(network: PIIP, contender: str) -> Callable[[Tensor], Maps]:
+    """Return an inference function of a contender."""
+    if contender.startswith("plain"):
+        return torch.no_grad()(lambda image: plain_forward(network, image))
+    if contender.startswith("optimize"):
+        network = piip.optimize(network, torch.bfloat16 if "bfloat16" in contender else None)
+    return torch.no_grad()(network)
+
+
+def train(network: PIIP, contender: str) -> Callable[[Tensor], None]:
+    """Return a training step (forward and backward, no optimizer) of a contender."""
+    run = (lambda image: plain_forward(network, image)) if contender.startswith("plain") else network
+
+    def step(image: Tensor) -> None:
+        network.set_grad_checkpointing("checkpointing" in contender)
+        with torch.autocast("cpu", torch.bfloat16) if "autocast" in contender else contextlib.nullcontext():
+            maps = run(image)
+        sum(feature.sum(dtype=torch.float32) for feature in maps).backward()  # type: ignore[union-attr]
+        network.zero_grad()
+
+    return step
+
+
+def measure(name: str, rounds: int, batches: tuple[int, ...], with_memory: bool) -> list[Row]:
+    """Return a row for every step, batch and contender."""
+    memory: dict[tuple[str, str], float] = {}
+    if with_memory:  # first: on Linux a child's peak starts at what its parent has used by then
+        asked = [("forward", c) for c in FORWARD] + [("train", c) for c in TRAIN + CHECKPOINTED]
+        memory = {pair: peak_memory(name, *pair) for pair in asked}
     network = build_network(name)
-    image = torch.randn(1, 3, network.config.image_size, network.config.image_size)
-    seconds: dict[tuple[str, str], list[float]] = {(s, c): [] for s in STEPS for c in CONTENDERS}
-    for round_number in range(rounds + 1):
-        for step, contender in seconds:
-            elapsed = _time(network, image, step, contender)
-            if round_number:
-                seconds[step, contender].append(elapsed)
-    return [
-        Timing(
-            step,
-            contender,
-            tuple(times),
-            tuple(r / t for r, t in zip(seconds[step, "reference"], times, strict=True)),
-        )
-        for (step, contender), times in seconds.items()
+    size = network.config.image_size
+    macs = sum(part.macs for part in executed_cost(network, size, size).parts)
+    peaks = {dtype: matmul_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    rows: list[Row] = []
+    for batch in batches:
+        functions = {contender: forward(network, contender) for contender in FORWARD}
+        rows += _rows("forward", functions, images(network, batch), rounds, macs, peaks)
+    steps = {contender: train(network, contender) for contender in TRAIN}
+    rows += _rows("train", steps, images(network, 1), rounds, 3 * macs, peaks)
+    for row in rows:
+        if row["batch"] == 1:
+            row["peak_memory_gib"] = memory.pop((str(row["step"]), str(row["contender"])), None)
+    return rows + [
+        {"step": step, "batch": 1, "contender": contender, "peak_memory_gib": gib}
+        for (step, contender), gib in memory.items()
     ]
 
 
+def _rows(
+    step: str,
+    functions: Mapping[str, Callable[[Tensor], object]],
+    image: Tensor,
+    rounds: int,
+    macs: float,
+    peaks: dict[torch.dtype, float],
+) -> list[Row]:
+    def bound(function: Callable[[Tensor], object]) -> Work:
+        return lambda: function(image)
+
+    seconds = interleave({name: bound(function) for name, function in functions.items()}, rounds)
+    rows = []
+    for row in compared(seconds, len(image)):
+        dtype = torch.bfloat16 if "bfloat16" in str(row["contender"]) else torch.float32
+        rate = 2 * macs / row["seconds"]["median"]  # type: ignore[index]
+        rows.append(
+            {"step": step, "batch": len(image), **row, "share_of_peak": round(rate / peaks[dtype], 3)}
+        )
+    return rows
+
+
 def peak_memory(name: str, step: str, contender: str) -> float:
-    """Return the peak resident memory in GiB of a process that does one step and nothing else."""
+    """Return the peak resident memory in GiB of a process that does one step of one image and nothing else."""
     command = [sys.executable, "-m", "benchmarks.network", name, step, contender]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-
-
-def _time(network: PIIP, image: Tensor, step: str, contender: str) -> float:
-    with _operator(contender):
-        start = time.perf_counter()
-        _run(network, image, step)
-        return time.perf_counter() - start
-
-
-def _run(network: PIIP, image: Tensor, step: str) -> None:
-    with torch.set_grad_enabled(step == "train"):
-        maps = network(image)
-        if step == "train":
-            sum(feature.sum() for feature in maps).backward()
-            network.zero_grad()
-
-
-def _operator(contender: str) -> AbstractContextManager[Any]:
-    return patch.object(piip.interaction, "deformable_attention", CONTENDERS[contender])
-
-
-def _spread(values: tuple[float, ...]) -> dict[str, float]:
-    spread = {"min": min(values), "median": statistics.median(values), "max": max(values)}
-    return {key: round(value, 3) for key, value in spread.items()}
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return round(float(done.stdout.split()[-1]), 2)
 
 
 def _main(name: str, step: str, contender: str) -> None:
     network = build_network(name)
-    with _operator(contender):
-        size = network.config.image_size
-        _run(network, torch.randn(1, 3, size, size), step)
+    {"forward": forward, "train": train}[step](network, contender)(images(network, 1))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 

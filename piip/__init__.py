@@ -3,8 +3,11 @@
 Names are imported when they are first used, so that ``import piip`` costs little more than ``import torch``.
 """
 
+import contextlib
+import gc
 import importlib
 import importlib.util
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from piip._version import __version__
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from piip.config import BranchConfig, InteractionConfig, MergingConfig, PIIPConfig
     from piip.convert import from_official
     from piip.factory import build, create_model
+    from piip.folding import optimize
     from piip.hub import from_pretrained, save_pretrained
     from piip.network import PIIP, build_on_meta
     from piip.predict import Predictor, load
@@ -24,6 +28,7 @@ _HOMES = {
     "piip.config": ("BranchConfig", "InteractionConfig", "MergingConfig", "PIIPConfig"),
     "piip.convert": ("from_official",),
     "piip.factory": ("build", "create_model"),
+    "piip.folding": ("optimize",),
     "piip.hub": ("from_pretrained", "save_pretrained"),
     "piip.network": ("PIIP", "build_on_meta"),
     "piip.predict": ("Predictor", "load"),
@@ -54,17 +59,31 @@ __all__ = [
     "get_config",
     "list_models",
     "load",
+    "optimize",
     "save_pretrained",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it, or a submodule."""
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(_HOME_OF[name]), name)
-    if not name.startswith("_") and importlib.util.find_spec(f"piip.{name}") is not None:
-        return importlib.import_module(f"piip.{name}")
+    with _collector_resting():
+        if name in _HOME_OF:
+            return getattr(importlib.import_module(_HOME_OF[name]), name)
+        if not name.startswith("_") and importlib.util.find_spec(f"piip.{name}") is not None:
+            return importlib.import_module(f"piip.{name}")
     raise AttributeError(f"module 'piip' has no attribute {name!r}")
+
+
+@contextlib.contextmanager
+def _collector_resting() -> Iterator[None]:
+    """Look for no garbage: importing torch and timm makes 400,000 objects that stay, searched again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

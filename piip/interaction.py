@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from piip.config import InteractionConfig
 from piip.errors import ConfigError
-from piip.ops import deformable_attention
-from piip.tokens import Grid, Tokens
+from piip.ops import deformable_attention, scale_outputs
+from piip.tokens import Grid, Tokens, to_map
 
 NORM_EPS = 1e-6
 
@@ -65,6 +65,11 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The layer that makes the output."""
+        return self.output_proj
+
     def forward(self, query: Tensor, query_grid: Grid, feature: Tensor, feature_grid: Grid) -> Tensor:
         """Attend from ``query`` (B, Hq * Wq, D) to ``feature`` (B, Hv * Wv, F); returns (B, Hq * Wq, D)."""
         batch, length, _ = query.shape
@@ -104,6 +109,11 @@ class RegularAttention(nn.Module):
         for linear in (self.wq, self.wk, self.wv, self.proj):
             _init_linear(linear)
 
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The layer that makes the output."""
+        return self.proj
+
     def forward(self, query: Tensor, query_grid: Grid, feature: Tensor, feature_grid: Grid) -> Tensor:
         """Attend from ``query`` (B, Nq, D) to ``feature`` (B, Nf, F); returns (B, Nq, D). Grids are unused."""
         q, k, v = (
@@ -137,9 +147,8 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Transform tokens (B, H * W, D)."""
-        hidden = self.fc1(x).transpose(1, 2).unflatten(2, grid)
-        hidden = F.gelu(self.dwconv(hidden)).flatten(2).transpose(1, 2)
-        return self.fc2(hidden)
+        hidden = F.gelu(self.dwconv(to_map(self.fc1(x), grid)))
+        return self.fc2(hidden.permute(0, 2, 3, 1).flatten(1, 2))
 
 
 class Injector(nn.Module):
@@ -162,29 +171,38 @@ class Injector(nn.Module):
             feature_dim = query_dim
         self.query_norm = _norm(query_dim, config)
         self.feat_norm = _norm(feature_dim, config)
-        self.attn: nn.Module
+        self.attn: DeformableAttention | RegularAttention
         if config.attention == "deformable":
             self.attn = DeformableAttention(
                 query_dim, feature_dim, config.num_heads, config.num_points, config.value_ratio
             )
         else:
             self.attn = RegularAttention(query_dim, feature_dim, config.num_heads)
-        self.attn_gate = nn.Parameter(torch.zeros(query_dim))
+        self.attn_gate: nn.Parameter | None = nn.Parameter(torch.zeros(query_dim))
         self.ffn: ConvFFN | None = None
         if config.ffn_ratio is not None:
             self.ffn = ConvFFN(query_dim, _share(query_dim, config.ffn_ratio, "ffn_ratio"))
             self.ffn_norm = _norm(query_dim, config)
-            self.ffn_gate = nn.Parameter(torch.zeros(query_dim))
+            self.ffn_gate: nn.Parameter | None = nn.Parameter(torch.zeros(query_dim))
             self.drop_path = DropPath(config.drop_path_rate)
 
     def forward(self, query: Tokens, source: Tokens) -> Tokens:
         """Return the ``query`` branch's tokens with features of ``source`` added."""
         x, grid = query.x, query.grid
         feature = self.feat_norm(self.proj(source.x))
-        x = x + self.attn_gate * self.attn(self.query_norm(x), grid, feature, source.grid)
+        x = x + _gated(self.attn(self.query_norm(x), grid, feature, source.grid), self.attn_gate)
         if self.ffn is not None:
-            x = x + self.drop_path(self.ffn_gate * self.ffn(self.ffn_norm(x), grid))
+            x = x + self.drop_path(_gated(self.ffn(self.ffn_norm(x), grid), self.ffn_gate))
         return query._replace(x=x)
+
+    def fold(self) -> None:
+        """Let the output projections take over the gates, for inference."""
+        if self.attn_gate is not None:
+            scale_outputs(self.attn.last_layer, self.attn_gate)
+            self.attn_gate = None
+        if self.ffn is not None and self.ffn_gate is not None:
+            scale_outputs(self.ffn.fc2, self.ffn_gate)
+            self.ffn_gate = None
 
 
 class InteractionUnit(nn.Module):
@@ -246,6 +264,10 @@ class InteractionBlock(nn.Module):
         for (lower, higher), unit in zip(self.pairs, self.units.values(), strict=True):
             updated[lower], updated[higher] = unit(updated[lower], updated[higher])
         return updated
+
+
+def _gated(update: Tensor, gate: Tensor | None) -> Tensor:
+    return update if gate is None else gate * update
 
 
 def _share(dim: int, ratio: float, name: str) -> int:

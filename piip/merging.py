@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from piip.config import MergingKind
 from piip.errors import ConfigError
-from piip.ops import at_least_float32
+from piip.ops import at_least_float32, linear
 from piip.tokens import Tokens
 
 NUM_GROUPS = 32
@@ -64,12 +64,40 @@ class PyramidLevel(nn.Sequential):
         super().__init__(*modules)
         self.scale = {1: 4.0, 2: 2.0, 3: 1.0, 4: 0.5}[level]
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map (B, D, scale * H, scale * W) from (B, D, H, W)."""
+        if self.scale <= 1:
+            return super().forward(x)
+        # What lies between two upsamplings looks at every cell alike, wherever it is: the cells are put into place
+        # once, at the end.
+        batch, grid, times = len(x), x.shape[-2:], 0
+        cells = x.permute(0, 2, 3, 1)
+        for module in self:
+            if isinstance(module, Upsample):
+                cells = module.split_cells(cells.flatten(1, -2))
+                times += 1
+            else:
+                cells = module(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return _put_in_place(cells.view(batch, *grid, *(2, 2) * times, -1))
+
+    def absorb(self, lateral: nn.Conv2d) -> bool:
+        """Let the last upsampling compute a 1x1 convolution of this level's map as well, if there is one."""
+        last = self[-1] if len(self) else None
+        if not isinstance(last, Upsample):
+            return False
+        kernel = lateral.weight.flatten(1)
+        weight = torch.einsum("od,idyx->ioyx", kernel, last.weight)
+        bias = kernel @ last.bias if last.bias is not None else kernel.new_zeros(len(kernel))
+        last.weight = nn.Parameter(weight, requires_grad=False)
+        last.bias = nn.Parameter(bias if lateral.bias is None else bias + lateral.bias, requires_grad=False)
+        last.out_channels = len(kernel)
+        return True
+
 
 class Upsample(nn.ConvTranspose2d):
     """Transposed 2x2 convolution with stride 2, which doubles the resolution.
 
-    Computed as a 1x1 convolution and a shuffle: its windows do not overlap, and the general algorithm is twice
-    as slow in training (benchmarks/).
+    Its windows do not overlap: it is a matrix product that makes four cells of each, and a shuffle.
     """
 
     def __init__(self, dim: int) -> None:
@@ -77,11 +105,26 @@ class Upsample(nn.ConvTranspose2d):
         nn.init.normal_(self.weight, std=(2 / (4 * dim)) ** 0.5)
         nn.init.zeros_(self.bias)  # type: ignore[arg-type]
 
+    def split_cells(self, cells: Tensor) -> Tensor:
+        """Return the parts of cells, (B, N, D) to (B, N, 4, D): upper left and right, lower left and right."""
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        bias = self.bias.repeat(4) if self.bias is not None else None
+        return linear(cells, weight, bias).unflatten(-1, (4, -1))
+
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Return a map (B, D, 2 H, 2 W) from (B, D, H, W)."""
-        kernel = self.weight.flatten(1).T[:, :, None, None]
-        bias = self.bias.repeat_interleave(4) if self.bias is not None else None
-        return F.pixel_shuffle(F.conv2d(x, kernel, bias), 2)
+        parts = self.split_cells(x.permute(0, 2, 3, 1).flatten(1, 2))
+        return _put_in_place(parts.view(len(x), *x.shape[-2:], 2, 2, -1))
+
+
+def _put_in_place(parts: Tensor) -> Tensor:
+    """Return the map (B, D, 2^n H, 2^n W), channels last, of cells split n times: (B, H, W, 2, 2, ..., 2, 2, D)."""
+    batch, height, width, *halves, dim = parts.shape
+    last = parts.ndim - 1
+    rows, columns = (1, *range(3, last, 2)), (2, *range(4, last, 2))
+    side = 2 ** (len(halves) // 2)
+    placed = parts.permute(0, *rows, *columns, last).reshape(batch, side * height, side * width, dim)
+    return placed.permute(0, 3, 1, 2)
 
 
 def resize_map(feature: Tensor, size: Sequence[int]) -> Tensor:

@@ -14,6 +14,7 @@ from piip.config import PIIPConfig, common_size_divisor
 from piip.errors import ConfigError, DataError
 from piip.interaction import InteractionBlock
 from piip.merging import Merging, PyramidLevel
+from piip.ops.onednn import use_linear
 from piip.pyramid import crop_to_image, image_pyramid, pad_to_multiple
 from piip.tokens import Tokens
 
@@ -31,6 +32,7 @@ class PIIP(nn.Module):
         levels: The pyramid's levels.
         out_channels: Width of every output map.
         strides: Input pixels per cell of every output map.
+        image_dtype: What resized images are cast to before they are embedded; None = nothing.
 
     Raises:
         ConfigError: The configuration names something unknown or impossible.
@@ -58,6 +60,8 @@ class PIIP(nn.Module):
         self.levels = nn.ModuleList(self._build_levels())
         self.out_channels, self.strides = self._describe_outputs()
         self.size_divisor = config.size_divisor or self._common_size_divisor()
+        self.image_dtype: torch.dtype | None = None
+        use_linear(self)
 
     def branch(self, index: int) -> Branch:
         """Return the network of branch ``index`` (from 0)."""
@@ -111,6 +115,8 @@ class PIIP(nn.Module):
             For each of ``merging.out_interactions`` and for the end: the tokens of all branches.
         """
         images = image_pyramid(image, self.config.scales())
+        if self.image_dtype is not None:
+            images = [resized.to(self.image_dtype) for resized in images]
         for index, branch in enumerate(self.config.branches):
             self._check_size(images[index], index, branch.arch)
         tokens = [self.branch(index).embed(resized) for index, resized in enumerate(images)]

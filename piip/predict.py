@@ -9,7 +9,8 @@ from torch import Tensor
 
 from piip.data.geometry import ImageMeta
 from piip.data.images import read_image, to_tensor
-from piip.data.transforms import ImageConfig, prepare_image
+from piip.data.settings import ImageConfig
+from piip.data.transforms import prepare_image
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.hub import find_folder, from_pretrained, read_description, save_pretrained
 from piip.tasks.detection import Detections, Detector, Instances

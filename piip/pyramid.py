@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,7 +26,10 @@ def pad_to_multiple(image: Tensor, divisor: int) -> Tensor:
     """Pad an image (..., H, W) with zeros at the bottom and right to multiples of ``divisor`` pixels."""
     height, width = image.shape[-2:]
     bottom, right = -height % divisor, -width % divisor
-    return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+    # A compiled network pads by nothing rather than asking, which would take a graph for either answer.
+    if torch.compiler.is_compiling() or bottom or right:
+        return F.pad(image, (0, right, 0, bottom))
+    return image
 
 
 def crop_to_image(feature: Tensor, padded: Sequence[int], size: Sequence[int]) -> Tensor:

@@ -22,11 +22,19 @@ class Tokens(NamedTuple):
     prefix: Tensor | None = None
 
     def to_map(self) -> Tensor:
-        """Return the patch tokens as a map, (B, D, H, W)."""
-        return self.x.transpose(1, 2).unflatten(2, self.grid)
+        """Return the patch tokens as a map, (B, D, H, W), channels last in memory."""
+        return to_map(self.x, self.grid)
+
+
+def to_map(x: Tensor, grid: Grid) -> Tensor:
+    """Return tokens (B, H * W, D) as a map (B, D, H, W), without a copy: channels last in memory.
+
+    The order matters: of (B, D, H * W) torch would make a map of one image that it does not know as channels last.
+    """
+    return x.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def from_map(feature: Tensor) -> Tokens:
     """Return the tokens of a map (B, D, H, W)."""
     height, width = feature.shape[-2:]
-    return Tokens(feature.flatten(2).transpose(1, 2), (height, width))
+    return Tokens(feature.permute(0, 2, 3, 1).flatten(1, 2).contiguous(), (height, width))

@@ -1,24 +1,63 @@
+import gc
+import importlib
 import pathlib
 import subprocess
 import sys
+import types
+
+import pytest
 
 import piip
 
 
 def test_importing_the_package_is_light():
-    heavy = [
-        "torchvision",
-        "timm",
-        "transformers",
-        "lightning",
-        "matplotlib",
-        "pycocotools",
-        "sklearn",
-        "skimage",
-    ]
-    code = f"import sys, piip; print([name for name in {heavy} if name in sys.modules])"
+    heavy = (
+        "torch torchvision timm transformers lightning numba triton matplotlib pycocotools sklearn skimage "
+        "jsonargparse rich torchmetrics tensorboard supervision scipy"
+    )
+    code = f"import sys, piip; print([name for name in {heavy.split()} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_model_needs_no_library_of_training():
+    heavy = [
+        "transformers",
+        "lightning",
+        "torchmetrics",
+        "matplotlib",
+        "pycocotools",
+        "jsonargparse",
+        "numba",
+    ]
+    code = (
+        f"import sys; from piip import create_model, load; "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_rests_during_imports_only(monkeypatch, enabled):
+    seen = []
+
+    def record(name):
+        seen.append(gc.isenabled())
+        return types.SimpleNamespace(build=name)
+
+    monkeypatch.setattr(importlib, "import_module", record)
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        assert piip.__getattr__("build") == "piip.factory"
+        assert seen == [False]
+        assert gc.isenabled() == enabled
+        with pytest.raises(AttributeError):
+            piip.__getattr__("nothing")
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_every_public_name_can_be_imported():

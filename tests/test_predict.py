@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 import piip
-from piip.data.transforms import ImageConfig
+from piip.data.settings import ImageConfig
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.network import PIIP
 from piip.predict import Predictor, load

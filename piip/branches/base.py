@@ -5,12 +5,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
+from timm.layers import LayerScale, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from piip.config import BranchConfig
 from piip.errors import ConfigError
+from piip.ops import LinearGELU, scale_outputs
 from piip.tokens import Tokens
+
+# Names of timm's layer scales and of the layers whose output they scale: ViT, then Eva, then ConvNeXt.
+_SCALED = (
+    ("ls1", "attn.proj"),
+    ("ls2", "mlp.fc2"),
+    ("gamma_1", "attn.proj"),
+    ("gamma_2", "mlp.fc2"),
+    ("gamma", "mlp.fc2"),
+)
 
 
 class Branch(nn.Module, ABC):
@@ -68,6 +79,13 @@ class Branch(nn.Module, ABC):
         self.requires_grad_(False)
         return self.eval()
 
+    def fold(self) -> None:
+        """Let the blocks' linear layers take over layer scales and activations, for inference."""
+        for block in self.blocks:
+            _fold_activation(getattr(block, "mlp", None))
+            for scale_name, layer_name in _SCALED:
+                _fold_scale(block, scale_name, layer_name)
+
     def _call(self, block: Callable[..., Tensor], *inputs: object) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
@@ -79,6 +97,24 @@ class Branch(nn.Module, ABC):
                 f"interaction_indexes of {self.config.arch} cover {self.config.depth} blocks but it has "
                 f"{len(self.blocks)}; let the last range end at {len(self.blocks) - 1}."
             )
+
+
+def _fold_activation(mlp: nn.Module | None) -> None:
+    if isinstance(mlp, Mlp) and isinstance(mlp.act, nn.GELU) and isinstance(mlp.fc1, nn.Linear):
+        approximate = mlp.act.approximate
+        mlp.fc1.__class__ = LinearGELU
+        mlp.fc1.approximate = approximate  # type: ignore[assignment]
+        mlp.act = nn.Identity()
+
+
+def _fold_scale(block: nn.Module, scale_name: str, layer_name: str) -> None:
+    scale = getattr(block, scale_name, None)
+    if isinstance(scale, LayerScale):
+        scale_outputs(block.get_submodule(layer_name), scale.gamma)  # type: ignore[arg-type]
+        setattr(block, scale_name, nn.Identity())
+    elif isinstance(scale, nn.Parameter):
+        scale_outputs(block.get_submodule(layer_name), scale)  # type: ignore[arg-type]
+        setattr(block, scale_name, None)
 
 
 def drop_prefixed(state_dict: Mapping[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:

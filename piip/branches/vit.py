@@ -81,7 +81,8 @@ class ViTBranch(Branch):
         """Return the tokens of an image (B, 3, H, W); incomplete patches at the far edges are dropped."""
         feature = self.patch_embed.proj(image)
         grid = (feature.shape[2], feature.shape[3])
-        x = self.patch_embed.norm(feature.flatten(2).transpose(1, 2))
+        # Once contiguous, every block's residual sum keeps the layout; else each norm would copy the tokens.
+        x = self.patch_embed.norm(feature.flatten(2).transpose(1, 2).contiguous())
         prefix = self._prefix(len(image))
         if self.pos_embed is not None:
             prefix_positions, positions = self._positions(grid)

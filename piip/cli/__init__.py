@@ -8,15 +8,17 @@ from typing import TextIO
 
 from piip.errors import ConfigError, PiipError, nearest
 
+# No function has the name of one of piip's modules: jsonargparse looks every function up in the package and would
+# import the module, and torch with it, to print a help text.
 VERBS: dict[str, tuple[str, str]] = {
-    "train": ("piip.cli.train:train", "Train a model from a recipe."),
+    "train": ("piip.cli.train:train_model", "Train a model from a recipe."),
     "eval": ("piip.cli.evaluate:evaluate", "Measure a trained model on a data set."),
-    "predict": ("piip.cli.predict:predict", "Find objects in images with a trained model."),
+    "predict": ("piip.cli.predict:predict_images", "Find objects in images with a trained model."),
     "info": ("piip.cli.info:info", "Show what a model costs, part by part."),
     "list": ("piip.cli.catalog:catalog", "List the published configurations."),
-    "convert": ("piip.cli.convert:convert", "Turn a released checkpoint into a model folder."),
+    "convert": ("piip.cli.convert:convert_released", "Turn a released checkpoint into a model folder."),
     "check-data": ("piip.cli.check:check_data", "Report what is wrong with a data set before training."),
-    "report": ("piip.cli.report:report", "Write a run's report as one HTML page."),
+    "report": ("piip.cli.report:report_run", "Write a run's report as one HTML page."),
     "demo": ("piip.cli.demo:demo", "Train a small model on made-up pictures and report on it."),
     "env": ("piip.cli.env:env", "Show versions and hardware, for bug reports."),
 }

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from piip.tasks.detection import DetectorConfig
 
 
-def convert(checkpoint: Path, out: Path, model: str = "", recipe: Path | None = None) -> Path:
+def convert_released(checkpoint: Path, out: Path, model: str = "", recipe: Path | None = None) -> Path:
     """Turn a released checkpoint into a model folder.
 
     A released Mask R-CNN needs the recipe it was trained with, which says how images are prepared; the result is

@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 from piip.cli.console import console
-from piip.data.transforms import AugmentConfig, ImageConfig
-from piip.train.optimizer import OptimizerConfig
+from piip.data.settings import AugmentConfig, ImageConfig
 from piip.train.recipe import DataRecipe, ModelRecipe, TrainerRecipe, TrainRecipe
-from piip.train.schedule import ScheduleConfig
+from piip.train.settings import OptimizerConfig, ScheduleConfig
 
 TITLE = "Handwritten digits on photographs"
 INTRODUCTION = (

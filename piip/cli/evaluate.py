@@ -25,8 +25,8 @@ def evaluate(
         device: Where the model runs: auto, cpu, cuda, cuda:1, mps.
         out: Where the results are written as JSON; eval_SPLIT.json in the run folder by default.
     """
+    from piip import load
     from piip.files import write_json
-    from piip.predict import load
     from piip.train.evaluation import evaluate_detector
     from piip.train.folder import RunFolder
 

@@ -2,19 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from piip.cli.console import console, table
 from piip.config import PIIPConfig
-from piip.cost import CostTable, convention_of, executed_cost, published_cost, run_detector
 from piip.errors import ConfigError
-from piip.hub import find_folder, read_description
-from piip.network import PIIP, build_on_meta
 from piip.presets import get_config
-from piip.tasks.detection import Detector, DetectorConfig
+
+if TYPE_CHECKING:
+    from piip.cost import CostTable
 
 
 def info(
@@ -22,7 +18,7 @@ def info(
     sizes: tuple[int, ...] | None = None,
     published: bool = False,
     image: tuple[int, int] | None = None,
-) -> CostTable:
+) -> None:
     """Show what a model costs for one image, part by part.
 
     Counted is what the network really executes, activation memory included. Nothing is downloaded and no weight
@@ -34,53 +30,29 @@ def info(
         published: Count as the papers do instead, to compare with their tables.
         image: Height and width of the image in pixels; the model's nominal square by default.
     """
-    folder = Path(model)
-    if folder.is_dir() and sizes is None and not published:
-        cost = detector_cost(folder, image)
-        config = _config_of(model)
-    else:
-        config = with_sizes(_config_of(model), sizes)
-        height, width = image or (config.image_size, config.image_size)
-        cost = (
-            published_cost(config, convention_of(model))
-            if published
-            else executed_cost(build_on_meta(config), height, width)
-        )
-    heading, *rows = cost.to_rows()
+    config = with_sizes(_config_of(model), sizes)  # a wrong name is found before torch is imported
+    costs = _costs(model, config, image, published, as_given=sizes is None)
+    heading, *rows = costs.to_rows()
     sides = " / ".join(str(branch.image_size) for branch in reversed(config.branches))
     table(f"{model} at {sides}", heading, rows)
-    console().print(cost.counted)
-    if cost.peak_bytes is not None:
+    console().print(costs.counted)
+    if costs.peak_bytes is not None:
         console().print(
-            f"Peak of activations in inference, batch 1, float32: {cost.peak_bytes / 2**20:,.0f} MiB."
+            f"Peak of activations in inference, batch 1, float32: {costs.peak_bytes / 2**20:,.0f} MiB."
         )
-    return cost
 
 
-def detector_cost(folder: Path, image: tuple[int, int] | None = None) -> CostTable:
-    """Return the cost of a saved model, its head included, for one image.
+def _costs(
+    model: str, config: PIIPConfig, image: tuple[int, int] | None, published: bool, as_given: bool
+) -> "CostTable":
+    from piip import cost, network
 
-    Args:
-        folder: A run or the folder of a saved model.
-        image: Height and width in pixels; the model's nominal square by default.
-
-    Raises:
-        CheckpointError: There is no model.
-    """
-    description = read_description(find_folder(folder))
-    config = PIIPConfig.from_dict(description["network"])
+    if published:
+        return cost.published_cost(config, cost.convention_of(model))
+    if Path(model).is_dir() and as_given:
+        return cost.detector_cost(Path(model), image)
     height, width = image or (config.image_size, config.image_size)
-    with torch.device("meta"):
-        network = PIIP(config)
-        if description["kind"] != "detector":
-            return executed_cost(network, height, width)
-        detector = Detector(DetectorConfig.from_dict(description["head"]), network)
-    return executed_cost(detector, height, width, run=_run)
-
-
-def _run(model: nn.Module, images: Tensor) -> Any:
-    assert isinstance(model, Detector)
-    return run_detector(model, images)
+    return cost.executed_cost(network.build_on_meta(config), height, width)
 
 
 def with_sizes(config: PIIPConfig, sizes: tuple[int, ...] | None) -> PIIPConfig:
@@ -101,6 +73,8 @@ def with_sizes(config: PIIPConfig, sizes: tuple[int, ...] | None) -> PIIPConfig:
 
 
 def _config_of(model: str) -> PIIPConfig:
-    if Path(model).is_dir():
-        return PIIPConfig.from_dict(read_description(find_folder(model))["network"])
-    return get_config(model)
+    if not Path(model).is_dir():
+        return get_config(model)
+    from piip.hub import find_folder, read_description
+
+    return PIIPConfig.from_dict(read_description(find_folder(model))["network"])

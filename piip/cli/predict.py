@@ -9,7 +9,7 @@ from piip.cli.console import console
 from piip.errors import DataError
 
 
-def predict(
+def predict_images(
     images: list[Path],
     *,
     model: str,
@@ -28,8 +28,8 @@ def predict(
         score: Leave out objects with a lower score.
         device: Where the model runs: auto, cpu, cuda, cuda:1, mps.
     """
+    from piip import load
     from piip.files import write_json
-    from piip.predict import load
 
     files = _files(images)
     targets = _targets(files, out)

@@ -5,7 +5,7 @@ from pathlib import Path
 from piip.cli.console import console
 
 
-def report(run: Path, out: Path | None = None, title: str = "") -> Path:
+def report_run(run: Path, out: Path | None = None, title: str = "") -> Path:
     """Write a run's report as one HTML page that needs nothing else.
 
     Args:

@@ -5,7 +5,7 @@ from pathlib import Path
 from piip.train.recipe import TrainRecipe
 
 
-def train(recipe: TrainRecipe, out: Path | None = None, resume: bool = False) -> Path:
+def train_model(recipe: TrainRecipe, out: Path | None = None, resume: bool = False) -> Path:
     """Train a model from a recipe.
 
     Every setting of the recipe is an option of its own: piip train recipes/bccd.yaml --optimizer.lr 2e-4.

@@ -1,14 +1,20 @@
 """How a detector is measured: its proposals depend on the image, so as many as its settings allow are assumed."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from piip.tasks.detection.detector import Detector
+from piip.config import PIIPConfig
+from piip.cost.executed import executed_cost
+from piip.cost.table import CostTable
+from piip.hub import find_folder, read_description
+from piip.network import PIIP
+from piip.tasks.detection import Detector, DetectorConfig
 
 
-def run_detector(detector: "Detector", images: Tensor) -> list[Tensor]:
+def run_detector(detector: Detector, images: Tensor) -> list[Tensor]:
     """Run all layers of a detector once: the ``run`` of `executed_cost`.
 
     The box head sees all proposals, the mask head all detections that an image can have. RoI pooling, suppression
@@ -31,3 +37,29 @@ def run_detector(detector: "Detector", images: Tensor) -> list[Tensor]:
     if detector.mask_head is not None:
         outputs.append(detector.mask_head(pooled(config.detections_per_image, config.mask_pool)))
     return outputs
+
+
+def detector_cost(folder: Path, image: tuple[int, int] | None = None) -> CostTable:
+    """Return the cost of a saved model, its head included, for one image.
+
+    Args:
+        folder: A run or the folder of a saved model.
+        image: Height and width in pixels; the model's nominal square by default.
+
+    Raises:
+        CheckpointError: There is no model.
+    """
+    description = read_description(find_folder(folder))
+    config = PIIPConfig.from_dict(description["network"])
+    height, width = image or (config.image_size, config.image_size)
+    with torch.device("meta"):
+        network = PIIP(config)
+        if description["kind"] != "detector":
+            return executed_cost(network, height, width)
+        detector = Detector(DetectorConfig.from_dict(description["head"]), network)
+    return executed_cost(detector, height, width, run=_run)
+
+
+def _run(model: nn.Module, images: Tensor) -> Any:
+    assert isinstance(model, Detector)
+    return run_detector(model, images)

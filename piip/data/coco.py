@@ -15,9 +15,8 @@ from piip.data.images import ImageFileError, read_image
 from piip.data.index import AnnotationIndex, read_index
 from piip.data.layout import SplitSource
 from piip.data.sampler import Key
+from piip.data.settings import AugmentConfig, ImageConfig
 from piip.data.transforms import (
-    AugmentConfig,
-    ImageConfig,
     Sample,
     clip_boxes,
     evaluation_transform,

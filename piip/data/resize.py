@@ -1,6 +1,6 @@
 """Resizing of images and masks, bit for bit as the released models saw them (HEADS 1 and 9)."""
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -9,9 +9,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
+from piip.data.settings import Method
 from piip.errors import ConfigError, DataError, nearest
-
-Method = Literal["fast", "exact", "antialias"]
 
 _ONE = 2048  # 11-bit fixed-point weights
 

@@ -6,9 +6,8 @@ A sample is a dict of tv_tensors: ``image`` (3, h, w) uint8, ``boxes`` xyxy in p
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,87 +17,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from piip.data.geometry import scale_factor
-from piip.data.resize import Method, keep_ratio_size, resize_image, resize_mask
-from piip.described import Described
-from piip.errors import ConfigError
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
+from piip.data.resize import keep_ratio_size, resize_image, resize_mask
+from piip.data.settings import AugmentConfig, ImageConfig, Method
 
 Sample = dict[str, Any]
 Augment = Callable[[Sample], Sample]
 
 _UNLIMITED = 10**9
-
-
-@dataclass(frozen=True)
-class ImageConfig(Described):
-    """How an image file becomes the network's input.
-
-    Attributes:
-        mean: Mean of red, green and blue in grey levels (0 to 255), subtracted first.
-        std: Divisor of red, green and blue in grey levels.
-        scale: Largest long and short side in pixels; the aspect ratio is kept.
-        resize: ``fast`` for models of one's own, ``exact`` for converted ones, ``antialias`` for sets
-            whose images are much larger than ``scale``.
-    """
-
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    scale: tuple[int, int] = (1333, 800)
-    resize: Method = "fast"
-
-    def check(self) -> None:
-        """Refuse numbers that no image can have."""
-        self.check_range("std", 0, above=True)
-        self.check_range("scale", 1)
-
-
-@dataclass(frozen=True)
-class AugmentConfig(Described):
-    """Random changes of the training images.
-
-    Attributes:
-        policy: ``resize`` brings the image to one of ``scales``; ``detr`` is "DETR-ms": a random resize,
-            half of the time after a random crop.
-        flip: Probability of a horizontal flip.
-        scales: (long, short) limits of which one is drawn; empty for the test scale. Only for ``resize``.
-        factor: What the sides of "DETR-ms" (480 to 800, at most 1333) are multiplied by. Only for ``detr``.
-        crop: Side of a last random crop in pixels; smaller images stay as they are.
-    """
-
-    policy: Literal["resize", "detr"] = "resize"
-    flip: float = 0.5
-    scales: tuple[tuple[int, int], ...] = ()
-    factor: float = 1.0
-    crop: int | None = None
-
-    def check(self) -> None:
-        """Refuse numbers that no image can have."""
-        self.check_range("flip", 0, 1, closed=True)
-        self.check_range("factor", 0, above=True)
-        self.check_range("crop", 1)
-        if any(min(scale) < 1 for scale in self.scales):
-            raise ConfigError(
-                f"scales holds sides below one pixel: {self.scales}; give long and short sides."
-            )
-
-    @classmethod
-    def grid(cls, side: int, flip: float = 0.5) -> "AugmentConfig":
-        """Resize into ``(side, side * 800 // 1333)`` and flip: the released "grid" recipes."""
-        return cls(flip=flip, scales=((side, side * 800 // 1333),))
-
-    @classmethod
-    def multi_scale(cls, short_sides: Sequence[int], long_side: int, flip: float = 0.5) -> "AugmentConfig":
-        """Resize to a random short side with a limited long side, and flip."""
-        return cls(flip=flip, scales=tuple((long_side, side) for side in short_sides))
-
-    @classmethod
-    def detr_multiscale(
-        cls, factor: float = 1.0, crop: int | None = 1024, flip: float = 0.5
-    ) -> "AugmentConfig":
-        """Return the released "DETR-ms" recipe (HEADS 9)."""
-        return cls("detr", flip=flip, factor=factor, crop=crop)
 
 
 def prepare_image(image: Tensor, config: ImageConfig) -> Tensor:

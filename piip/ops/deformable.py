@@ -28,6 +28,9 @@ KERNEL_DTYPES = {
 }
 """Values that the kernel of a device takes."""
 
+MOST_POINTS = 512
+"""Points of one head, over all levels, that the kernels have room for."""
+
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 HAS_TRITON = importlib.util.find_spec("triton") is not None and (
     os.name == "nt" or bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
@@ -133,9 +136,12 @@ def _uses_kernel(value: Tensor, logits: Tensor) -> bool:
     device = value.device.type
     if _chosen == "grid_sample" or value.dtype not in KERNEL_DTYPES.get(device, ()):
         return False
+    if logits.shape[3] * logits.shape[4] > MOST_POINTS:
+        return False
     if device == "cuda":
         return HAS_TRITON
-    return HAS_NUMBA and (_chosen == "fused" or logits.numel() >= FEWEST_SAMPLES)
+    worthwhile = torch.compiler.is_compiling() or logits.numel() >= FEWEST_SAMPLES
+    return HAS_NUMBA and (_chosen == "fused" or worthwhile)
 
 
 def _fused(

@@ -4,110 +4,49 @@ All arrays are flat. Shapes and names are those of `piip.ops.fused`: value (B, S
 logits (B, Q, M, L, P); whole and fraction are the reference in pixels (R, Q, L, 2) with R = 1 or B.
 """
 
-import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload, register_jitable
+from numba import njit
+from numba.extending import register_jitable
 
-from piip.ops.vectors import dot, load, scaled, scaled_sum, store, zeros
-
-FAR = 1.0e6
-"""Offsets in pixels beyond which (and NaN) a point is outside any map; keeps indices from overflowing."""
+from piip.ops.deformable import MOST_POINTS
+from piip.ops.placing import (
+    FLOAT_ROWS,
+    INT_ROWS,
+    LEFT,
+    LEFT_IN,
+    LOWER,
+    LOWER_IN,
+    LOWER_LEFT,
+    LOWER_RIGHT,
+    RIGHT,
+    RIGHT_IN,
+    SHARE,
+    UPPER,
+    UPPER_IN,
+    UPPER_LEFT,
+    UPPER_RIGHT,
+    describe_levels,
+    place,
+    read,
+    read_reference,
+    softmax,
+    write,
+)
+from piip.ops.vectors import dot, load, scaled_sum, store, zeros
 
 _COMPILED = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
-@intrinsic
-def read(typing_context: Any, array: Any, index: Any) -> Any:
-    """Return an entry of a flat array, without Python's negative indices."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(array)(context, builder, args[0]).data
-        return builder.load(builder.gep(data, [args[1]]))
-
-    return array.dtype(array, index), generate
-
-
-@intrinsic
-def write(typing_context: Any, array: Any, index: Any, number: Any) -> Any:
-    """Set an entry of a flat array, without Python's negative indices."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(array)(context, builder, args[0]).data
-        builder.store(args[2], builder.gep(data, [args[1]]))
-        return context.get_dummy_value()
-
-    return types.void(array, index, array.dtype), generate
-
-
-@intrinsic
-def floor(typing_context: Any, number: Any) -> Any:
-    """Return the number rounded down, as a float."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = args[0].type
-        name = "llvm.floor.f64" if isinstance(kind, ir.DoubleType) else "llvm.floor.f32"
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), name)
-        return builder.call(function, [args[0]])
-
-    return number(number), generate
-
-
-@intrinsic
-def power_of_two(typing_context: Any, exponent: Any) -> Any:
-    """Return 2 to a whole float32 from -126 to 127, by its bits."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole = ir.IntType(32)
-        biased = builder.add(builder.fptosi(args[0], whole), ir.Constant(whole, 127))
-        return builder.bitcast(builder.shl(biased, ir.Constant(whole, 23)), ir.FloatType())
-
-    return types.float32(types.float32), generate
-
-
-def exp(number: Any) -> Any:
-    """Return the exponential of a number that is not above 0."""
-    return math.exp(number)
-
-
-@overload(exp)
-def _exp(number: Any) -> Any:
-    return _exp_float32 if number == types.float32 else _exp_float64
+@register_jitable
+def _number(numbers: Any, row: int, k: int) -> Any:
+    return read(numbers, row * MOST_POINTS + k)
 
 
 @register_jitable
-def _exp_float64(number: Any) -> Any:
-    return math.exp(number)
-
-
-@register_jitable
-def _exp_float32(number: Any) -> Any:
-    """2^n times a polynomial of the remainder, |r| <= ln(2) / 2; 1e-7 from the true value."""
-    bounded = max(number, np.float32(-87.0)) if number == number else number
-    n = floor(bounded * np.float32(1.44269504) + np.float32(0.5))
-    r = bounded - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(0.5)
-    p = p * r * r + r + np.float32(1.0)
-    return p * power_of_two(n) if number == number else number
-
-
-@register_jitable
-def _place(offset: Any, fraction: Any, whole: Any) -> Any:
-    """Return the pixel at the upper left of a point on one axis, and how far the point lies beyond it."""
-    position = fraction + offset
-    if not abs(position) < FAR:
-        position = position * 0 + FAR if position == position else offset * 0 + FAR
-    below = floor(position)
-    return whole + np.int64(below), position - below
+def _cell(cells: Any, row: int, k: int, stride: int) -> Any:
+    return np.int64(read(cells, row * MOST_POINTS + k)) * stride
 
 
 @njit(**_COMPILED)
@@ -127,62 +66,43 @@ def forward_range(
     """Compute the queries ``start`` to ``stop`` of all images, counted through."""
     total_cells, queries, heads, num_levels, points, references = sizes
     width_d = len(lanes)
-    one = lanes[0] * 0 + 1
     samples = num_levels * points
+    together = min(heads, MOST_POINTS // samples)
     stride = heads * width_d
+    numbers = np.zeros(FLOAT_ROWS * MOST_POINTS, np.asarray(lanes[0]).dtype)
+    cells = np.zeros(INT_ROWS * MOST_POINTS, np.int32)
+    describe_levels(levels, num_levels, points, together, numbers, cells)
     for item in range(start, stop):
         image = item // queries
         reference = item if references > 1 else item - image * queries
-        for head in range(heads):
-            row = (item * heads + head) * samples
-            top = read(logits, row)
-            for k in range(1, samples):
-                top = max(top, read(logits, row + k))
-            total = one * 0
-            attended = zeros(lanes)
-            for level in range(num_levels):
-                height, width, first = levels[3 * level], levels[3 * level + 1], levels[3 * level + 2]
-                origin = 2 * (reference * num_levels + level)
-                base = (image * total_cells + first) * stride + head * width_d
-                for k in range(row + level * points, row + (level + 1) * points):
-                    share = exp(read(logits, k) - top)
-                    total += share
-                    x, dx = _place(read(offsets, 2 * k), read(fraction, origin), read(whole, origin))
-                    y, dy = _place(
-                        read(offsets, 2 * k + 1), read(fraction, origin + 1), read(whole, origin + 1)
-                    )
-                    upper, lower = share * (one - dy), share * dy
-                    corner = base + (y * width + x) * stride
-                    if x >= 0 and y >= 0 and x + 1 < width and y + 1 < height:
-                        attended = scaled_sum(attended, load(value, corner, lanes), upper * (one - dx))
-                        attended = scaled_sum(attended, load(value, corner + stride, lanes), upper * dx)
-                        corner += width * stride
-                        attended = scaled_sum(attended, load(value, corner, lanes), lower * (one - dx))
-                        attended = scaled_sum(attended, load(value, corner + stride, lanes), lower * dx)
-                    elif x >= -1 and y >= -1 and x < width and y < height:
-                        if y >= 0 and x >= 0:
-                            attended = scaled_sum(attended, load(value, corner, lanes), upper * (one - dx))
-                        if y >= 0 and x + 1 < width:
-                            attended = scaled_sum(attended, load(value, corner + stride, lanes), upper * dx)
-                        corner += width * stride
-                        if y + 1 < height and x >= 0:
-                            attended = scaled_sum(attended, load(value, corner, lanes), lower * (one - dx))
-                        if y + 1 < height and x + 1 < width:
-                            attended = scaled_sum(attended, load(value, corner + stride, lanes), lower * dx)
-            store(output, (item * heads + head) * width_d, scaled(attended, one / total))
+        read_reference(whole, fraction, 2 * reference * num_levels, num_levels, points, together, numbers)
+        for first_head in range(0, heads, together):
+            count = min(together, heads - first_head)
+            row = (item * heads + first_head) * samples
+            softmax(logits, row, samples, count, numbers)
+            place(offsets, row, count * samples, numbers, cells)
+            for head in range(count):
+                base = image * total_cells * stride + (first_head + head) * width_d
+                attended = zeros(lanes)
+                for k in range(head * samples, (head + 1) * samples):
+                    share = _number(numbers, SHARE, k)
+                    upper, lower = share * _number(numbers, UPPER, k), share * _number(numbers, LOWER, k)
+                    left, right = _number(numbers, LEFT, k), _number(numbers, RIGHT, k)
+                    a = load(value, base + _cell(cells, UPPER_LEFT, k, stride), lanes)
+                    b = load(value, base + _cell(cells, UPPER_RIGHT, k, stride), lanes)
+                    c = load(value, base + _cell(cells, LOWER_LEFT, k, stride), lanes)
+                    d = load(value, base + _cell(cells, LOWER_RIGHT, k, stride), lanes)
+                    attended = scaled_sum(attended, a, upper * left)
+                    attended = scaled_sum(attended, b, upper * right)
+                    attended = scaled_sum(attended, c, lower * left)
+                    attended = scaled_sum(attended, d, lower * right)
+                store(output, (item * heads + first_head + head) * width_d, attended)
 
 
 @register_jitable
-def _pull(value: Any, index: Any, inside: Any, gradient: Any, lanes: Any) -> Any:
-    """Return the product of the output's gradient with a cell of the values, 0 outside the map."""
-    return dot(gradient, load(value, index, lanes)) if inside else lanes[0] * 0
-
-
-@register_jitable
-def _push(grad_value: Any, index: Any, inside: Any, gradient: Any, amount: Any, lanes: Any) -> None:
+def _push(grad_value: Any, index: Any, gradient: Any, amount: Any, lanes: Any) -> None:
     """Add the output's gradient, times an amount, to a cell of the values' gradient."""
-    if inside:
-        store(grad_value, index, scaled_sum(load(grad_value, index, lanes), gradient, amount))
+    store(grad_value, index, scaled_sum(load(grad_value, index, lanes), gradient, amount))
 
 
 @njit(**_COMPILED)
@@ -209,54 +129,66 @@ def backward_range(
     """
     total_cells, queries, heads, num_levels, points, references = sizes
     width_d = len(lanes)
-    one = lanes[0] * 0 + 1
     samples = num_levels * points
+    together = min(last_head - first_head, MOST_POINTS // samples)
     stride = heads * width_d
-    shares = np.empty(samples, np.asarray(one).dtype)
+    numbers = np.zeros(FLOAT_ROWS * MOST_POINTS, np.asarray(lanes[0]).dtype)
+    cells = np.zeros(INT_ROWS * MOST_POINTS, np.int32)
+    pulled = np.zeros(4 * MOST_POINTS, np.asarray(lanes[0]).dtype)
+    describe_levels(levels, num_levels, points, together, numbers, cells)
     for query in range(queries):
         item = image * queries + query
         reference = item if references > 1 else query
-        for head in range(first_head, last_head):
-            row = (item * heads + head) * samples
-            top = read(logits, row)
-            for k in range(1, samples):
-                top = max(top, read(logits, row + k))
-            total = one * 0
-            for k in range(samples):
-                share = exp(read(logits, row + k) - top)
-                total += share
-                write(shares, k, share)
-            gradient = load(grad_output, (item * heads + head) * width_d, lanes)
-            mean = one * 0
-            for level in range(num_levels):
-                height, width, first = levels[3 * level], levels[3 * level + 1], levels[3 * level + 2]
-                origin = 2 * (reference * num_levels + level)
-                base = (image * total_cells + first) * stride + head * width_d
-                for point in range(level * points, (level + 1) * points):
-                    k = row + point
-                    share = read(shares, point) / total
-                    write(shares, point, share)
-                    x, dx = _place(read(offsets, 2 * k), read(fraction, origin), read(whole, origin))
-                    y, dy = _place(
-                        read(offsets, 2 * k + 1), read(fraction, origin + 1), read(whole, origin + 1)
-                    )
-                    corner = base + (y * width + x) * stride
-                    below = corner + width * stride
-                    left, right = x >= 0 and x < width, x >= -1 and x + 1 < width
-                    up, down = y >= 0 and y < height, y >= -1 and y + 1 < height
-                    a = _pull(value, corner, up and left, gradient, lanes)
-                    b = _pull(value, corner + stride, up and right, gradient, lanes)
-                    c = _pull(value, below, down and left, gradient, lanes)
-                    d = _pull(value, below + stride, down and right, gradient, lanes)
-                    upper, lower = share * (one - dy), share * dy
-                    _push(grad_value, corner, up and left, gradient, upper * (one - dx), lanes)
-                    _push(grad_value, corner + stride, up and right, gradient, upper * dx, lanes)
-                    _push(grad_value, below, down and left, gradient, lower * (one - dx), lanes)
-                    _push(grad_value, below + stride, down and right, gradient, lower * dx, lanes)
-                    write(grad_offsets, 2 * k, upper * (b - a) + lower * (d - c))
-                    write(grad_offsets, 2 * k + 1, share * ((one - dx) * (c - a) + dx * (d - b)))
-                    sample = (one - dy) * ((one - dx) * a + dx * b) + dy * ((one - dx) * c + dx * d)
-                    write(grad_logits, k, sample)
-                    mean += share * sample
-            for k in range(samples):
-                write(grad_logits, row + k, read(shares, k) * (read(grad_logits, row + k) - mean))
+        read_reference(whole, fraction, 2 * reference * num_levels, num_levels, points, together, numbers)
+        for group in range(first_head, last_head, together):
+            count = min(together, last_head - group)
+            row = (item * heads + group) * samples
+            softmax(logits, row, samples, count, numbers)
+            place(offsets, row, count * samples, numbers, cells)
+            for head in range(count):
+                gradient = load(grad_output, (item * heads + group + head) * width_d, lanes)
+                base = image * total_cells * stride + (group + head) * width_d
+                for k in range(head * samples, (head + 1) * samples):
+                    share = _number(numbers, SHARE, k)
+                    upper, lower = share * _number(numbers, UPPER, k), share * _number(numbers, LOWER, k)
+                    left, right = _number(numbers, LEFT, k), _number(numbers, RIGHT, k)
+                    a = base + _cell(cells, UPPER_LEFT, k, stride)
+                    b = base + _cell(cells, UPPER_RIGHT, k, stride)
+                    c = base + _cell(cells, LOWER_LEFT, k, stride)
+                    d = base + _cell(cells, LOWER_RIGHT, k, stride)
+                    write(pulled, k, dot(gradient, load(value, a, lanes)))
+                    write(pulled, MOST_POINTS + k, dot(gradient, load(value, b, lanes)))
+                    write(pulled, 2 * MOST_POINTS + k, dot(gradient, load(value, c, lanes)))
+                    write(pulled, 3 * MOST_POINTS + k, dot(gradient, load(value, d, lanes)))
+                    _push(grad_value, a, gradient, upper * left, lanes)
+                    _push(grad_value, b, gradient, upper * right, lanes)
+                    _push(grad_value, c, gradient, lower * left, lanes)
+                    _push(grad_value, d, gradient, lower * right, lanes)
+            _differentiate(pulled, numbers, row, samples, count, grad_offsets, grad_logits)
+
+
+@register_jitable
+def _differentiate(
+    pulled: Any, numbers: Any, row: int, samples: int, heads: int, grad_offsets: Any, grad_logits: Any
+) -> None:
+    """Turn the products of the output's gradient with the four pixels into gradients of offsets and logits."""
+    for k in range(heads * samples):
+        a, b = read(pulled, k), read(pulled, MOST_POINTS + k)
+        c, d = read(pulled, 2 * MOST_POINTS + k), read(pulled, 3 * MOST_POINTS + k)
+        left, right = _number(numbers, LEFT, k), _number(numbers, RIGHT, k)
+        upper, lower = _number(numbers, UPPER, k), _number(numbers, LOWER, k)
+        left_in, right_in = _number(numbers, LEFT_IN, k), _number(numbers, RIGHT_IN, k)
+        upper_in, lower_in = _number(numbers, UPPER_IN, k), _number(numbers, LOWER_IN, k)
+        share = _number(numbers, SHARE, k)
+        across = upper * (right_in * b - left_in * a) + lower * (right_in * d - left_in * c)
+        down = left * (lower_in * c - upper_in * a) + right * (lower_in * d - upper_in * b)
+        write(grad_offsets, 2 * (row + k), share * across)
+        write(grad_offsets, 2 * (row + k) + 1, share * down)
+        write(pulled, k, upper * (left * a + right * b) + lower * (left * c + right * d))
+    for head in range(heads):
+        first = head * samples
+        mean = pulled.dtype.type(0)
+        for k in range(first, first + samples):
+            mean += _number(numbers, SHARE, k) * read(pulled, k)
+        for k in range(first, first + samples):
+            write(grad_logits, row + k, _number(numbers, SHARE, k) * (read(pulled, k) - mean))

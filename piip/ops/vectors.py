@@ -141,18 +141,6 @@ def scaled_sum(typing_context: Any, total: Any, vector: Any, number: Any) -> Any
 
 
 @intrinsic
-def scaled(typing_context: Any, vector: Any, number: Any) -> Any:
-    """Return ``vector * number``."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _each(
-            builder, vector, lambda first, part, x: builder.fmul(x, _splat(builder, args[1], part)), args[0]
-        )
-
-    return vector(vector, vector.element), generate
-
-
-@intrinsic
 def dot(typing_context: Any, one: Any, other: Any) -> Any:
     """Return the sum of products."""
 

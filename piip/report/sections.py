@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from piip.cli.info import detector_cost
 from piip.config import PIIPConfig
+from piip.cost import detector_cost
 from piip.network import build_on_meta
 from piip.report.svg import pyramid_figure
 from piip.train.folder import RunFolder

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from piip.errors import CheckpointError
 from piip.files import atomic_write, write_json
@@ -163,18 +164,23 @@ class MovingAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        super().__init__(avg_fn=_Average(decay))
+        super().__init__(multi_avg_fn=_Average(decay))
 
 
 class _Average:
+    """Moves all tensors of a dtype at once; one at a time, each would wait for a GPU to tell the count."""
+
     def __init__(self, decay: float) -> None:
         self.decay = decay
 
-    def __call__(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        if not average.is_floating_point():
-            return current
-        number = float(count)
-        return average.lerp(current, 1 - min(self.decay, (1 + number) / (10 + number)))
+    def __call__(self, averages: Any, currents: Any, count: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            number = float(count)
+            decay = min(self.decay, (1 + number) / (10 + number))
+            get_ema_multi_avg_fn(decay)(averages, currents, count)
+        else:
+            for average, current in zip(averages, currents, strict=True):
+                average.copy_(current)
 
 
 def model_weights(path: Path) -> dict[str, Tensor]:

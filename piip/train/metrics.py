@@ -1,8 +1,6 @@
-"""COCO metrics by pycocotools: overall, by object size, by class (https://cocodataset.org/#detection-eval)."""
+"""COCO metrics: overall, by object size, by class (https://cocodataset.org/#detection-eval)."""
 
-import contextlib
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piip.errors import ConfigError, require
+from piip.train.average_precision import AREAS, Entry, precision_recall
 
-KINDS = {"bbox": "box", "segm": "mask"}
-AREAS = ("all", "small", "medium", "large")
 _IOU_50, _IOU_75 = 0, 5  # positions in COCO's thresholds 0.50, 0.55, ... 0.95
 _RECALLS = tuple(round(0.1 * step, 1) for step in range(11))
 
@@ -84,19 +81,51 @@ def evaluate(
     """
     if max_detections < 1:
         raise ConfigError(f"max_detections is {max_detections}; give a number from 1.")
-    coco = require("pycocotools.coco", "detect", "Evaluation")
-    results = [dict(detection) for detection in detections]
-    kinds = ["bbox", "segm"] if masks else ["bbox"]
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports on stdout
-        truth = coco.COCO()
-        truth.dataset = ground_truth
-        truth.createIndex()
-        return {KINDS[kind]: _scores(truth, results, kind, max_detections) for kind in kinds}
+    found = _by_class_and_image(detections)
+    truth = _by_class_and_image(ground_truth["annotations"])
+    if masks:
+        sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+        truth_masks = _by_class_and_image(_with_run_lengths(ground_truth["annotations"], sizes))
+    categories = sorted(ground_truth["categories"], key=lambda entry: entry["id"])
+    scores = {"box": _scores(categories, truth, found, "bbox", max_detections)}
+    if masks:
+        scores["mask"] = _scores(categories, truth_masks, found, "segm", max_detections)
+    return scores
 
 
-def _scores(truth: Any, results: list[dict[str, Any]], kind: str, max_detections: int) -> Scores:
-    categories = sorted(truth.dataset["categories"], key=lambda entry: entry["id"])
-    precision, recall = _accumulate(truth, results, kind, max_detections)
+def _by_class_and_image(entries: Iterable[Entry]) -> Mapping[int, Mapping[int, Sequence[Entry]]]:
+    sorted_out: dict[int, dict[int, list[Entry]]] = {}
+    for entry in entries:
+        images = sorted_out.setdefault(entry["category_id"], {})
+        images.setdefault(entry["image_id"], []).append(entry)
+    return sorted_out
+
+
+def _with_run_lengths(annotations: Iterable[Entry], sizes: Mapping[int, tuple[int, int]]) -> Iterator[Entry]:
+    """Yield annotations whose masks are all compressed run lengths, as those of detections are."""
+    tools = require("pycocotools.mask", "detect", "Evaluation")
+    for annotation in annotations:
+        outline, size = annotation["segmentation"], sizes[annotation["image_id"]]
+        if isinstance(outline, list):
+            outline = tools.merge(tools.frPyObjects(outline, *size))
+        elif isinstance(outline["counts"], list):
+            outline = tools.frPyObjects(outline, *size)
+        yield {**annotation, "segmentation": outline}
+
+
+def _scores(
+    categories: Sequence[Entry],
+    truth: Mapping[int, Mapping[int, Sequence[Entry]]],
+    found: Mapping[int, Mapping[int, Sequence[Entry]]],
+    kind: str,
+    max_detections: int,
+) -> Scores:
+    parts = [
+        precision_recall(truth.get(entry["id"], {}), found.get(entry["id"], {}), kind, max_detections)
+        for entry in categories
+    ]
+    precision = np.stack([part[0] for part in parts], axis=2)  # thresholds, recalls, classes, areas
+    recall = np.stack([part[1] for part in parts], axis=1)
     by_class = {
         entry["name"]: {"AP": _mean(precision[:, :, k, 0]), "AP50": _mean(precision[_IOU_50, :, k, 0])}
         for k, entry in enumerate(categories)
@@ -115,29 +144,8 @@ def _scores(truth: Any, results: list[dict[str, Any]], kind: str, max_detections
     )
 
 
-def _accumulate(
-    truth: Any, results: list[dict[str, Any]], kind: str, max_detections: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return precision (thresholds, recalls, classes, areas) and recall (thresholds, classes, areas)."""
-    cocoeval = require("pycocotools.cocoeval", "detect", "Evaluation")
-    found = truth.loadRes([dict(result) for result in results]) if results else _nothing(truth)
-    run = cocoeval.COCOeval(truth, found, kind)
-    run.params.maxDets = [max_detections]
-    run.evaluate()
-    run.accumulate()
-    return run.eval["precision"][..., -1], run.eval["recall"][..., -1]
-
-
-def _nothing(truth: Any) -> Any:
-    """Return an empty set of detections, which pycocotools cannot load."""
-    found = type(truth)()
-    found.dataset = {**truth.dataset, "annotations": []}
-    found.createIndex()
-    return found
-
-
 def _mean(values: NDArray[np.float64]) -> float | None:
-    """Return the mean of what was measured: pycocotools marks the rest by -1."""
+    """Return the mean of what was measured: the rest is -1."""
     measured = values[values > -1]
     return float(measured.mean()) if measured.size else None
 

@@ -2,48 +2,16 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from piip.described import Described
 from piip.errors import ConfigError
 from piip.network import PIIP
+from piip.train.settings import OptimizerConfig
 
 _IN_BRANCH = re.compile(r"branches\.(?P<branch>\d+)\.(?:blocks\.(?P<block>\d+)\.)?")
-
-
-@dataclass(frozen=True)
-class OptimizerConfig(Described, called="optimizer"):
-    """AdamW.
-
-    Attributes:
-        lr: Learning rate of the parts at full rate, for the recipe's total batch; it is never scaled silently.
-        weight_decay: Weight decay; none for biases and other one-dimensional parameters.
-        betas: Decay of the moving averages.
-        layer_decay: Factor of the learning rate per transformer block below the last; 1 = the same everywhere.
-        num_layers: Blocks over which the rate falls; default: the depth of the deepest transformer.
-        skip_stride: For branches 2, 3, ...: how many of ``num_layers`` one of their blocks counts as; default:
-            ``num_layers`` divided by their depth, as in all released recipes.
-    """
-
-    lr: float = 1e-4
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    layer_decay: float = 1.0
-    num_layers: int | None = None
-    skip_stride: tuple[float, ...] | None = None
-
-    def check(self) -> None:
-        """Refuse values with which nothing can be learned."""
-        self.check_range("lr", 0, above=True)
-        self.check_range("weight_decay", 0)
-        self.check_range("betas", 0, 1)
-        self.check_range("layer_decay", 0, 1, above=True, closed=True)
-        self.check_range("num_layers", 1)
-        self.check_range("skip_stride", 0, above=True)
 
 
 def build_optimizer(
@@ -68,12 +36,11 @@ def build_optimizer(
     )
     if not groups:
         raise ConfigError("Every parameter is frozen; leave at least one branch or the head trainable.")
+    # One kernel for each parameter instead of a dozen: a quarter of the time on a CPU.
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    how = {"foreach": False} if one_by_one else {"fused": True} if devices <= {"cpu", "cuda"} else {}
     return torch.optim.AdamW(
-        groups,
-        lr=config.lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        foreach=False if one_by_one else None,
+        groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, **how
     )
 
 

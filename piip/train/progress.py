@@ -10,12 +10,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from piip.train.clock import clock
 from piip.train.logs import rates
 from piip.train.module import TrainingModule
 
 SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN_REFRESHES = 0.2
 
 
 class ProgressReport(Callback):
@@ -29,7 +31,7 @@ class ProgressReport(Callback):
         self.console = console or Console(stderr=True, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: Any = None
-        self._loss: float | None = None
+        self._loss: Tensor | None = None
         self._started = 0.0
         self._first_batch = 0
         self._last_line = 0.0
@@ -53,15 +55,19 @@ class ProgressReport(Callback):
         """Update the bar, or print a line every now and then."""
         if not trainer.is_global_zero:
             return
-        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
-        self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
-        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        text = f"loss {self._loss:.3f}  lr {rates(trainer):.2e}  memory {peak_memory() / 2**30:.1f} GB"
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
+        self._loss = loss if self._loss is None else self._loss.lerp(loss, 0.1)
+        done, now = trainer.fit_loop.epoch_loop.total_batch_idx + 1, time.monotonic()
+        pause = SECONDS_BETWEEN_LINES if self._bar is None else SECONDS_BETWEEN_REFRESHES
+        last = self._bar is not None and batch_idx + 1 == _batches(trainer)
+        if now - self._last_line < pause and not last:
+            return  # the number of the loss is not asked for: a GPU goes on undisturbed
+        self._last_line = now
+        text = f"loss {float(self._loss):.3f}  lr {rates(trainer):.2e}  memory {peak_memory() / 2**30:.1f} GB"
         if self._bar is not None:
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             self._bar.update(self._task, completed=done, description=epoch, text=text)
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
+        else:
             self._print(f"{_place(trainer, batch_idx)}  {text}  eta {self._eta(trainer, done)}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -73,7 +79,7 @@ class ProgressReport(Callback):
             for kind, scores in pl_module.scores.items()
             if isinstance(scores, dict) and scores.get("AP") is not None
         ]
-        loss = f"  loss {self._loss:.3f}" if self._loss is not None else ""
+        loss = f"  loss {float(self._loss):.3f}" if self._loss is not None else ""
         spent = time.monotonic() - self._started
         self._print(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{loss}  {'  '.join(shown)}  {clock(spent)}"

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from piip.data.transforms import AugmentConfig, ImageConfig
+from piip.data.settings import AugmentConfig, ImageConfig
 from piip.described import Described
 from piip.errors import ConfigError, nearest, require
-from piip.train.optimizer import OptimizerConfig
-from piip.train.schedule import ScheduleConfig
+from piip.train.settings import OptimizerConfig, ScheduleConfig
 from piip.train.typed import parse_dataclass
 
 Strategy = Literal["auto", "ddp", "fsdp"]

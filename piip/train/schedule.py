@@ -4,51 +4,11 @@ The formulas are those of the released runs (SPEC 16; mmcv 1.7's LR hooks).
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from piip.described import Described
-from piip.errors import ConfigError
-
-ScheduleKind = Literal["constant", "step", "cosine", "poly"]
-
-
-@dataclass(frozen=True)
-class ScheduleConfig(Described, called="schedule"):
-    """How the learning rate changes.
-
-    Attributes:
-        kind: ``step`` drops at ``milestones``; ``cosine`` and ``poly`` fall to ``min_lr`` at the end.
-        milestones: Epochs after which the rate drops. Only for ``step``.
-        gamma: Factor of every drop. Only for ``step``.
-        power: Exponent of the polynomial. Only for ``poly``.
-        min_lr: Lowest rate.
-        by_epoch: Whether ``cosine`` and ``poly`` change after every epoch or after every step.
-        warmup_steps: Optimiser steps of the linear warm-up.
-        warmup_ratio: First rate of the warm-up relative to the regular one.
-    """
-
-    kind: ScheduleKind = "step"
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    power: float = 1.0
-    min_lr: float = 0.0
-    by_epoch: bool = False
-    warmup_steps: int = 500
-    warmup_ratio: float = 0.001
-
-    def check(self) -> None:
-        """Refuse what is no schedule."""
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ConfigError(f"schedule.milestones is {self.milestones}; give rising epochs.")
-        self.check_range("gamma", 0, 1, above=True, closed=True)
-        self.check_range("power", 0, above=True)
-        self.check_range("min_lr", 0)
-        self.check_range("warmup_steps", 0)
-        self.check_range("warmup_ratio", 0, 1, above=True, closed=True)
+from piip.train.settings import ScheduleConfig
 
 
 def learning_rate(

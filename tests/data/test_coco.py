@@ -12,7 +12,7 @@ from piip.data.coco import DetectionDataset, collate
 from piip.data.images import ImageFileError
 from piip.data.layout import find_dataset
 from piip.data.sampler import GroupedBatchSampler
-from piip.data.transforms import AugmentConfig, ImageConfig
+from piip.data.settings import AugmentConfig, ImageConfig
 from piip.errors import DataError
 from tests.data.builders import annotation, coco_raw, write_coco
 

@@ -10,7 +10,7 @@ from piip.data import digits, scenes
 from piip.data.check import check_detection
 from piip.data.coco import DetectionDataset
 from piip.data.digits import make_digits
-from piip.data.transforms import AugmentConfig, ImageConfig
+from piip.data.settings import AugmentConfig, ImageConfig
 from piip.errors import ConfigError, DataError, MissingExtraError, PiipError
 
 

@@ -6,9 +6,8 @@ from safetensors.torch import load_file
 from torchvision import tv_tensors
 
 from piip.data.geometry import scale_factor
+from piip.data.settings import AugmentConfig, ImageConfig
 from piip.data.transforms import (
-    AugmentConfig,
-    ImageConfig,
     RandomCrop,
     clip_boxes,
     drop_empty,

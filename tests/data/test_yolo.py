@@ -4,7 +4,7 @@ import pytest
 from piip.data.coco import DetectionDataset
 from piip.data.index import read_index
 from piip.data.layout import find_dataset
-from piip.data.transforms import AugmentConfig, ImageConfig
+from piip.data.settings import AugmentConfig, ImageConfig
 from piip.data.yolo import label_path, read_yolo
 from piip.errors import DataError
 from tests.data.builders import write_yolo

@@ -37,6 +37,12 @@ def test_any_grids_levels_and_references(grids, batch, heads, points, shared, se
     assert_same(grids, inputs(grids, width=3, dtype=torch.float64, **sizes), 1e-12)
 
 
+@pytest.mark.parametrize("points", [255, 257, 513])
+def test_any_number_of_points(points):
+    grids = [(4, 5), (2, 3)][: 1 if points > 256 else 2]
+    assert_same(grids, inputs(grids, points=points, heads=3, queries=2, dtype=torch.float64), 1e-12)
+
+
 def test_gradients_are_exact():
     grids = [(4, 5), (2, 3)]
     with use_implementation("fused"):

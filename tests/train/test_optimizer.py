@@ -8,7 +8,8 @@ from piip.config import BranchConfig, PIIPConfig, even_ranges
 from piip.convert.configs import network_config
 from piip.errors import ConfigError
 from piip.network import PIIP, build_on_meta
-from piip.train.optimizer import OptimizerConfig, build_optimizer, find_network, layer_decay_groups
+from piip.train.optimizer import build_optimizer, find_network, layer_decay_groups
+from piip.train.settings import OptimizerConfig
 from tests.helpers import our_name
 
 
@@ -137,3 +138,13 @@ def test_bad_settings():
         find_network(nn.Linear(1, 1))
     with pytest.raises(ConfigError, match="frozen"):
         build_optimizer(PIIP(config(2)).requires_grad_(False), OptimizerConfig())
+
+
+def test_updates_are_fused_where_there_is_a_kernel():
+    network = PIIP(config(2, 2))
+    settings = OptimizerConfig()
+    assert build_optimizer(network, settings).defaults["fused"]
+    singly = build_optimizer(network, settings, one_by_one=True).defaults
+    assert not singly["fused"]
+    assert singly["foreach"] is False
+    assert not build_optimizer(build_on_meta(config(2, 2)), settings).defaults["fused"]

@@ -14,7 +14,7 @@ from PIL import Image
 from piip.cli import main
 from piip.cli.demo import RECIPE
 from piip.data.digits import make_digits
-from piip.data.transforms import ImageConfig
+from piip.data.settings import ImageConfig
 from piip.errors import ConfigError, DataError
 from piip.hub import from_pretrained
 from piip.predict import load

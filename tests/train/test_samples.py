@@ -2,7 +2,7 @@ import numpy as np
 
 from piip.data.coco import DetectionDataset
 from piip.data.layout import find_dataset
-from piip.data.transforms import ImageConfig
+from piip.data.settings import ImageConfig
 from piip.tasks.detection.masks import decode_masks
 from piip.train.samples import ground_truth
 from tests.data.builders import coco_raw, write_coco

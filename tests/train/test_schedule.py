@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piip.errors import ConfigError
-from piip.train.schedule import Schedule, ScheduleConfig, learning_rate
+from piip.train.schedule import Schedule, learning_rate
+from piip.train.settings import ScheduleConfig
 
 
 def test_the_released_1x_schedule():

@@ -14,9 +14,8 @@ from piip.data.sampler import GroupedBatchSampler
 from piip.network import PIIP
 from piip.train.data import ResumableLoader
 from piip.train.module import TrainingModule
-from piip.train.optimizer import OptimizerConfig
 from piip.train.recipe import TrainerRecipe, TrainRecipe
-from piip.train.schedule import ScheduleConfig
+from piip.train.settings import OptimizerConfig, ScheduleConfig
 
 
 class Noise(Dataset):

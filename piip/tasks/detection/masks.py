@@ -1,6 +1,6 @@
 """Masks of objects: the head, its targets, and the way back into the image (HEADS.md 2.7, 2.8)."""
 
-import math
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,28 +66,23 @@ def mask_targets(boxes: Tensor, objects: Tensor, masks: Tensor, padded_size: Siz
     return (roi_align(full, rois, side, 1.0, sampling_ratio=-1, aligned=True)[:, 0] >= 0.5).to(boxes.dtype)
 
 
-def paste(probability: Tensor, box: Tensor, size: Size, threshold: float) -> tuple[NDArray[np.bool_], Size]:
-    """Draw one predicted mask at the place of its box.
+def paste(probability: Tensor, x: Tensor, y: Tensor, threshold: float) -> NDArray[np.bool_]:
+    """Draw one predicted mask inside a window of its image.
 
     Args:
         probability: (s, s) on the CPU.
-        box: (4,) in pixels of the image.
-        size: Height and width of the image.
+        x: Columns (w,) of the window relative to the box, -1 at its left and 1 at its right.
+        y: Rows (h,) of the window, likewise.
         threshold: Probability from which a pixel belongs to the object.
 
     Returns:
-        The mask inside a window around the box (it is False elsewhere), and the window's top and left.
+        The mask (h, w) inside the window.
     """
-    x1, y1, x2, y2 = box.tolist()
-    left, right = max(math.floor(x1) - 1, 0), min(math.ceil(x2) + 1, size[1])
-    top, bottom = max(math.floor(y1) - 1, 0), min(math.ceil(y2) + 1, size[0])
-    x = _relative(torch.arange(left, max(right, left)) + 0.5, box[0], box[2])
-    y = _relative(torch.arange(top, max(bottom, top)) + 0.5, box[1], box[3])
     if not len(x) or not len(y):
-        return np.zeros((len(y), len(x)), bool), (top, left)
+        return np.zeros((len(y), len(x)), bool)
     grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1)
     drawn = F.grid_sample(probability[None, None], grid[None], align_corners=False)[0, 0]
-    return (drawn >= threshold).numpy(), (top, left)
+    return (drawn >= threshold).numpy()
 
 
 def encode_window(window: NDArray[np.bool_], corner: Size, size: Size) -> RLE:
@@ -99,13 +94,19 @@ def encode_window(window: NDArray[np.bool_], corner: Size, size: Size) -> RLE:
         size: Height and width of the image.
     """
     mask = require("pycocotools.mask", "detect", "Compressing masks")
-    column, row = np.diff(np.pad(window.T.astype(np.int8), ((0, 0), (1, 1))), axis=1).nonzero()
-    # Columns follow each other in COCO's order: positions alternate between the begin and the end of a run.
+    # Columns follow each other in COCO's order, here each with a False after it: where the value changes, a run
+    # begins or ends in turn.
+    height, width = window.shape
+    values = np.zeros(width * (height + 1) + 1, bool)
+    values[1:].reshape(width, height + 1)[:, :height] = window.T
+    column, row = np.divmod(np.flatnonzero(values[1:] != values[:-1]), height + 1)
     edges = (corner[1] + column) * size[0] + corner[0] + row
     # A run that ends where the next column's begins goes on.
     meets = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1
-    edges = np.delete(edges, np.concatenate([meets, meets + 1]))
-    counts = np.diff(edges, prepend=0, append=size[0] * size[1]).tolist()
+    if len(meets):
+        edges = np.delete(edges, np.concatenate([meets, meets + 1]))
+    ends = [0, *edges.tolist(), size[0] * size[1]]
+    counts = [after - before for before, after in itertools.pairwise(ends)]
     if counts[-1] == 0:
         counts.pop()
     encoded = mask.frPyObjects({"size": list(size), "counts": counts}, *size)
@@ -113,11 +114,31 @@ def encode_window(window: NDArray[np.bool_], corner: Size, size: Size) -> RLE:
 
 
 def compress(probabilities: Tensor, boxes: Tensor, size: Size, threshold: float) -> list[RLE]:
-    """Draw and compress the masks (D, s, s) of all boxes (D, 4) of an image, one at a time, on the CPU."""
-    return [
-        encode_window(*paste(probability, box, size, threshold), size)
-        for probability, box in zip(probabilities.cpu(), boxes.cpu(), strict=True)
-    ]
+    """Draw and compress the masks of an image, one at a time, on the CPU; only boxes are drawn in.
+
+    Args:
+        probabilities: (D, s, s).
+        boxes: (D, 4) in pixels of the image.
+        size: Height and width of the image.
+        threshold: Probability from which a pixel belongs to the object.
+    """
+    boxes = boxes.cpu()
+    x, y = (
+        _relative(side, boxes[:, axis], boxes[:, axis + 2]) for axis, side in ((0, size[1]), (1, size[0]))
+    )
+    limits = torch.tensor([size[1], size[0]] * 2, dtype=boxes.dtype)
+    first, last = boxes[:, :2].floor() - 1, boxes[:, 2:].ceil() + 1
+    # A box beyond the image has an empty window at its border.
+    windows = (
+        torch.minimum(torch.cat([first, torch.maximum(first, last)], 1).clamp(min=0), limits).int().tolist()
+    )
+    masks = []
+    for index, (probability, (left, top, right, bottom)) in enumerate(
+        zip(probabilities.cpu(), windows, strict=True)
+    ):
+        window = paste(probability, x[index, left:right], y[index, top:bottom], threshold)
+        masks.append(encode_window(window, (top, left), size))
+    return masks
 
 
 def decode_masks(masks: Sequence[RLE], size: Size) -> NDArray[np.bool_]:
@@ -128,7 +149,8 @@ def decode_masks(masks: Sequence[RLE], size: Size) -> NDArray[np.bool_]:
     return np.stack([library.decode(dict(mask)) for mask in masks]).astype(bool)
 
 
-def _relative(pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return pixel centres relative to an interval, -1 to 1; 0 (its centre) if it has no length."""
-    place = (pixels - low) / (high - low) * 2 - 1
+def _relative(count: int, low: Tensor, high: Tensor) -> Tensor:
+    """Return the centres (D, count) of pixels relative to intervals (D,), -1 to 1; 0 where one has no length."""
+    pixels = torch.arange(count) + 0.5
+    place = (pixels - low[:, None]) / (high - low)[:, None] * 2 - 1
     return torch.where(place.isfinite(), place, 0.0)

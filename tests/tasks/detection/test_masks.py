@@ -1,5 +1,7 @@
 """Masks: pasting and compressing against the plain whole-image way."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from pycocotools import mask as coco_mask
 from torch.nn import functional as F
 
 from piip.tasks.detection.config import DetectorConfig
-from piip.tasks.detection.masks import MaskHead, compress, decode_masks, encode_window, mask_targets, paste
+from piip.tasks.detection.masks import MaskHead, compress, decode_masks, encode_window, mask_targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -49,8 +51,22 @@ def test_a_box_outside_the_image_has_an_empty_mask(box):
 
 
 def test_a_box_without_width_is_no_failure():
-    window, _ = paste(torch.ones(28, 28), torch.tensor([10.5, 5.0, 10.5, 15.0]), (40, 50), 0.5)
-    assert window.any()
+    masks = compress(torch.ones(1, 28, 28), torch.tensor([[10.5, 5.0, 10.5, 15.0]]), (40, 50), 0.5)
+    assert decode_masks(masks, (40, 50)).any()
+
+
+def test_whole_images_are_never_filled():
+    size, count = (1000, 1000), 100
+    boxes = torch.tensor([[450.0, 450.0, 550.0, 550.0]]).repeat(count, 1)
+    tracemalloc.start()
+    try:
+        masks = compress(torch.ones(count, 28, 28), boxes, size, 0.5)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(type(mask["counts"]) is str for mask in masks)
+    assert kept < count * 2000  # bytes; each mask has a million pixels
+    assert peak < 1_000_000
 
 
 def test_no_masks():

@@ -1,0 +1,83 @@
+"""How images are prepared and changed at random, as descriptions; reading them needs no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from piip.described import Described
+from piip.errors import ConfigError
+
+Method = Literal["fast", "exact", "antialias"]
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class ImageConfig(Described):
+    """How an image file becomes the network's input.
+
+    Attributes:
+        mean: Mean of red, green and blue in grey levels (0 to 255), subtracted first.
+        std: Divisor of red, green and blue in grey levels.
+        scale: Largest long and short side in pixels; the aspect ratio is kept.
+        resize: ``fast`` for models of one's own, ``exact`` for converted ones, ``antialias`` for sets
+            whose images are much larger than ``scale``.
+    """
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    scale: tuple[int, int] = (1333, 800)
+    resize: Method = "fast"
+
+    def check(self) -> None:
+        """Refuse numbers that no image can have."""
+        self.check_range("std", 0, above=True)
+        self.check_range("scale", 1)
+
+
+@dataclass(frozen=True)
+class AugmentConfig(Described):
+    """Random changes of the training images.
+
+    Attributes:
+        policy: ``resize`` brings the image to one of ``scales``; ``detr`` is "DETR-ms": a random resize,
+            half of the time after a random crop.
+        flip: Probability of a horizontal flip.
+        scales: (long, short) limits of which one is drawn; empty for the test scale. Only for ``resize``.
+        factor: What the sides of "DETR-ms" (480 to 800, at most 1333) are multiplied by. Only for ``detr``.
+        crop: Side of a last random crop in pixels; smaller images stay as they are.
+    """
+
+    policy: Literal["resize", "detr"] = "resize"
+    flip: float = 0.5
+    scales: tuple[tuple[int, int], ...] = ()
+    factor: float = 1.0
+    crop: int | None = None
+
+    def check(self) -> None:
+        """Refuse numbers that no image can have."""
+        self.check_range("flip", 0, 1, closed=True)
+        self.check_range("factor", 0, above=True)
+        self.check_range("crop", 1)
+        if any(min(scale) < 1 for scale in self.scales):
+            raise ConfigError(
+                f"scales holds sides below one pixel: {self.scales}; give long and short sides."
+            )
+
+    @classmethod
+    def grid(cls, side: int, flip: float = 0.5) -> "AugmentConfig":
+        """Resize into ``(side, side * 800 // 1333)`` and flip: the released "grid" recipes."""
+        return cls(flip=flip, scales=((side, side * 800 // 1333),))
+
+    @classmethod
+    def multi_scale(cls, short_sides: Sequence[int], long_side: int, flip: float = 0.5) -> "AugmentConfig":
+        """Resize to a random short side with a limited long side, and flip."""
+        return cls(flip=flip, scales=tuple((long_side, side) for side in short_sides))
+
+    @classmethod
+    def detr_multiscale(
+        cls, factor: float = 1.0, crop: int | None = 1024, flip: float = 0.5
+    ) -> "AugmentConfig":
+        """Return the released "DETR-ms" recipe (HEADS 9)."""
+        return cls("detr", flip=flip, factor=factor, crop=crop)

@@ -1,0 +1,134 @@
+"""Linear layers through oneDNN on CPUs, where torch's own way leaves part of the machine unused.
+
+torch multiplies float32 matrices with MKL, which on AMD processors does without AVX-512; oneDNN, which torch brings
+along for convolutions, uses it and is twice as fast there. bfloat16 matrices go to oneDNN in any case, but torch
+first writes the bias to every row of the result, which oneDNN need not (docs/speed.md). Results differ by rounding.
+"""
+
+import functools
+import platform
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEWEST_MACS = 1 << 22
+"""Multiply-accumulates below which a call's own cost would eat the gain."""
+
+
+class Linear(nn.Linear):
+    """torch's linear layer, computed by `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Transform (..., in_features) to (..., out_features)."""
+        return linear(input, self.weight, self.bias)
+
+
+class LinearGELU(nn.Linear):
+    """A linear layer and the GELU after it in one pass, for inference."""
+
+    approximate: Literal["none", "tanh"] = "none"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Transform (..., in_features) to (..., out_features)."""
+        if torch.is_grad_enabled() or not _pays(input, self.weight):
+            return F.gelu(F.linear(input, self.weight, self.bias), approximate=self.approximate)
+        flat = input.reshape(-1, input.shape[-1])
+        active = torch.ops.mkldnn._linear_pointwise(
+            flat, self.weight, self.bias, "gelu", [], self.approximate
+        )
+        return active.view(*input.shape[:-1], self.out_features)
+
+
+def use_linear(module: nn.Module) -> None:
+    """Let every plain ``nn.Linear`` inside a module be computed by `linear`; names and tensors stay."""
+    for child in module.modules():
+        if type(child) is nn.Linear:
+            child.__class__ = Linear
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute ``x @ weight.T + bias``.
+
+    Args:
+        x: (..., K).
+        weight: (N, K).
+        bias: (N), or None.
+
+    Returns:
+        (..., N).
+    """
+    if _pays(x, weight):
+        flat: Tensor = _OneDNNLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+        return flat.view(*x.shape[:-1], len(weight))
+    return F.linear(x, weight, bias)
+
+
+@functools.cache
+def better_dtypes() -> frozenset[torch.dtype]:
+    """Return the dtypes of matrices that are multiplied faster by oneDNN than by torch, on this machine."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return frozenset()
+    dtypes = [torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []
+    return frozenset([*dtypes, torch.float32] if _mkl_is_held_back() else dtypes)
+
+
+def _mkl_is_held_back() -> bool:
+    """Return whether this machine has AVX-512 that MKL will not use."""
+    if not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    info = Path("/proc/cpuinfo")
+    return "AuthenticAMD" in (info.read_text() if info.exists() else platform.processor())
+
+
+def _pays(x: Tensor, weight: Tensor) -> bool:
+    """Return whether this is eager arithmetic of a dtype and a size where oneDNN is faster.
+
+    Whatever looks at operations (compilers, exporters, counters, functional transforms) sees torch's own.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
+        return False
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and type(x) in (Tensor, nn.Parameter)
+        and type(weight) in (Tensor, nn.Parameter)
+        and x.numel() * len(weight) >= FEWEST_MACS
+        and x.dtype in better_dtypes()
+        # For any other layout, such as that of an expanded tensor, oneDNN has nothing but slow loops.
+        and (weight.is_contiguous() or weight.t().is_contiguous())
+    )
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    """Written in terms of itself, so that it can be differentiated any number of times."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            linear(gradient, weight.t()) if needs_x else None,
+            _grad_weight(gradient, x) if needs_weight else None,
+            gradient.sum(0) if needs_bias else None,
+        )
+
+
+def _grad_weight(gradient: Tensor, x: Tensor) -> Tensor:
+    """Return ``gradient.T @ x``; oneDNN copies its transposed first factor, which therefore is the narrower."""
+    if gradient.shape[1] > x.shape[1]:
+        return linear(x.t(), gradient.t()).t()
+    return linear(gradient.t(), x.t())

@@ -1,0 +1,75 @@
+"""The settings of the optimiser and of its learning rate; reading them needs no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from piip.described import Described
+from piip.errors import ConfigError
+
+ScheduleKind = Literal["constant", "step", "cosine", "poly"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Described, called="optimizer"):
+    """AdamW.
+
+    Attributes:
+        lr: Learning rate of the parts at full rate, for the recipe's total batch; it is never scaled silently.
+        weight_decay: Weight decay; none for biases and other one-dimensional parameters.
+        betas: Decay of the moving averages.
+        layer_decay: Factor of the learning rate per transformer block below the last; 1 = the same everywhere.
+        num_layers: Blocks over which the rate falls; default: the depth of the deepest transformer.
+        skip_stride: For branches 2, 3, ...: how many of ``num_layers`` one of their blocks counts as; default:
+            ``num_layers`` divided by their depth, as in all released recipes.
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = 1.0
+    num_layers: int | None = None
+    skip_stride: tuple[float, ...] | None = None
+
+    def check(self) -> None:
+        """Refuse values with which nothing can be learned."""
+        self.check_range("lr", 0, above=True)
+        self.check_range("weight_decay", 0)
+        self.check_range("betas", 0, 1)
+        self.check_range("layer_decay", 0, 1, above=True, closed=True)
+        self.check_range("num_layers", 1)
+        self.check_range("skip_stride", 0, above=True)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig(Described, called="schedule"):
+    """How the learning rate changes.
+
+    Attributes:
+        kind: ``step`` drops at ``milestones``; ``cosine`` and ``poly`` fall to ``min_lr`` at the end.
+        milestones: Epochs after which the rate drops. Only for ``step``.
+        gamma: Factor of every drop. Only for ``step``.
+        power: Exponent of the polynomial. Only for ``poly``.
+        min_lr: Lowest rate.
+        by_epoch: Whether ``cosine`` and ``poly`` change after every epoch or after every step.
+        warmup_steps: Optimiser steps of the linear warm-up.
+        warmup_ratio: First rate of the warm-up relative to the regular one.
+    """
+
+    kind: ScheduleKind = "step"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    power: float = 1.0
+    min_lr: float = 0.0
+    by_epoch: bool = False
+    warmup_steps: int = 500
+    warmup_ratio: float = 0.001
+
+    def check(self) -> None:
+        """Refuse what is no schedule."""
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ConfigError(f"schedule.milestones is {self.milestones}; give rising epochs.")
+        self.check_range("gamma", 0, 1, above=True, closed=True)
+        self.check_range("power", 0, above=True)
+        self.check_range("min_lr", 0)
+        self.check_range("warmup_steps", 0)
+        self.check_range("warmup_ratio", 0, 1, above=True, closed=True)
