@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from benchmarks.baseline import reference_deformable_attention
@@ -19,15 +20,46 @@ from piip.ops import deformable_attention, use_implementation
 SHAPES = ((56, 70, 12), (70, 56, 6), (28, 56, 24), (56, 28, 12))
 HEADS, POINTS, CALLS = 16, 4, 12
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CONTENDERS = ("reference", "grid_sample", "fused")
+STEPS = ("forward", "forward+backward")
 REPETITIONS = 20
-"""Calls between two events on a GPU: one alone is too short to time."""
+"""Calls in a CUDA graph: one alone is too short to time."""
 
 Attend = Callable[..., Tensor]
 
 
-def inputs(
-    shape: tuple[int, int, int], batch: int = 1, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> list[Tensor]:
+def measure_all(
+    rounds: int, batch: int = 1, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> list[Row]:
+    """Return a row for every shape, step and contender."""
+    return [row for shape in SHAPES for row in _measure(shape, rounds, batch, dtype, device)]
+
+
+def measure_gpu(rounds: int = 5) -> Iterator[Row]:
+    """Yield the rows of a GPU, and what all deformable attention of PIIP-TSB takes."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for batch in (1, 8):
+            rows = measure_all(rounds, batch, dtype, "cuda")
+            yield from rows
+            yield from totals(rows)
+
+
+def totals(rows: list[Row]) -> Iterator[Row]:
+    """Yield a row for every step and contender: milliseconds of all calls of PIIP-TSB per image."""
+    for step in STEPS:
+        for contender in CONTENDERS:
+            chosen = [row for row in rows if row["step"] == step and row["contender"] == contender]
+            milliseconds = CALLS * sum(row["milliseconds"]["median"] for row in chosen)  # type: ignore[index]
+            yield {
+                "shape": f"TSB, {CALLS * len(chosen)} calls",
+                **{key: chosen[0][key] for key in ("batch", "dtype")},
+                "step": step,
+                "contender": contender,
+                "milliseconds_per_image": round(milliseconds / int(chosen[0]["batch"]), 3),  # type: ignore[call-overload]
+            }
+
+
+def inputs(shape: tuple[int, int, int], batch: int, dtype: torch.dtype, device: str) -> list[Tensor]:
     """Return value, offsets and logits of a shape."""
     torch.manual_seed(0)
     queries, values, width = shape
@@ -37,59 +69,53 @@ def inputs(
     return [value, offsets * 2, logits]
 
 
-def contenders(queries: int, values: int) -> dict[str, Attend]:
-    """Return the original's formulation and piip's two."""
+def _contender(name: str, queries: int, values: int) -> Attend:
+    """Return the original's formulation, or one of piip's."""
     grids, query_grid = [(values, values)], (queries, queries)
 
-    def chosen(name: str) -> Attend:
-        def attend(value: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-            with use_implementation(name):  # type: ignore[arg-type]
-                return deformable_attention(value, grids, query_grid, offsets, logits)
+    def attend(value: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        if name == "reference":
+            return reference_deformable_attention(value, grids, query_grid, offsets, logits)
+        with use_implementation(name):  # type: ignore[arg-type]
+            return deformable_attention(value, grids, query_grid, offsets, logits)
 
-        return attend
-
-    def original(value: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-        return reference_deformable_attention(value, grids, query_grid, offsets, logits)
-
-    return {"reference": original, "grid_sample": chosen("grid_sample"), "fused": chosen("fused")}
+    return attend
 
 
-def measure(shape: tuple[int, int, int], rounds: int, tensors: list[Tensor]) -> list[dict[str, Any]]:
-    """Return a row for every contender and step of one shape."""
-    times: dict[tuple[str, str], list[float]] = {}
-    for turn in range(rounds + 1):
-        for name, attend in contenders(*shape[:2]).items():
-            for step in ("forward", "forward+backward"):
+def _measure(
+    shape: tuple[int, int, int], rounds: int, batch: int, dtype: torch.dtype, device: str
+) -> Iterator[Row]:
+    tensors = inputs(shape, batch, dtype, device)
+    attends = {name: _contender(name, *shape[:2]) for name in CONTENDERS}
+    with torch.no_grad():
+        exact = attends["grid_sample"](*(tensor.double() for tensor in tensors))
+        errors = [attend(*tensors).double() - exact for attend in attends.values()]
+    largest = [float(error.abs().max() / exact.abs().max()) for error in errors]
+    for step in STEPS:
+        times: dict[str, list[float]] = {name: [] for name in attends}
+        for turn in range(rounds + 1):
+            for name, attend in attends.items():
                 seconds = _time(attend, tensors, step)
                 if turn:  # the first round compiles
-                    times.setdefault((step, name), []).append(1000 * seconds)
-    exact = contenders(*shape[:2])["grid_sample"](*(tensor.double() for tensor in tensors))
-    rows: list[dict[str, Any]] = []
-    for (step, name), values in times.items():
-        ratios = [r / t for r, t in zip(times[step, "reference"], values, strict=True)]
-        attended = contenders(*shape[:2])[name](*tensors).double()
-        rows.append(
-            {
-                "queries": shape[0],
-                "values": shape[1],
-                "width": shape[2],
-                "batch": len(tensors[0]),
+                    times[name].append(seconds)
+        about = {"shape": f"Q{shape[0]} V{shape[1]} d{shape[2]}", "batch": batch, "dtype": str(dtype)[6:]}
+        for row, error in zip(compared(times), largest, strict=True):
+            yield {
+                **about,
                 "step": step,
                 "contender": name,
                 "milliseconds": spread(values, 4),
                 "times_faster": spread(ratios, 2),
                 "relative_error": float(f"{float((attended - exact).abs().max() / exact.abs().max()):.1e}"),
             }
-        )
-    return rows
 
 
 def _time(attend: Attend, tensors: list[Tensor], step: str) -> float:
-    for tensor in tensors:
-        tensor.mul_(1)  # in a network, the layers before have just written it: it is in the caches
     run = _forward if step == "forward" else _forward_and_backward
     if tensors[0].is_cuda:
         return _time_on_gpu(lambda: run(attend, tensors))
+    for tensor in tensors:
+        tensor.mul_(1)  # in a network, the layers before have just written it: it is in the caches
     start = time.perf_counter()
     run(attend, tensors)
     return time.perf_counter() - start
@@ -98,11 +124,12 @@ def _time(attend: Attend, tensors: list[Tensor], step: str) -> float:
 def _time_on_gpu(run: Callable[[], None]) -> float:
     """Return the seconds of a run between two events, replayed from a CUDA graph."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         run()
-    stream.synchronize()
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph):
         for _ in range(REPETITIONS):
             run()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -37,7 +37,7 @@ def test_half_precision_is_computed_in_float32(triton_device, dtype, tolerance, 
     assert_same(grids, inputs(grids, width=width, dtype=dtype, device=triton_device), tolerance)
 
 
-@settings(max_examples=7, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     grids=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6)), min_size=1, max_size=4),
     batch=st.integers(1, 2),
@@ -221,14 +221,15 @@ def test_compiles_and_exports_without_graph_breaks(triton_device):
 
 
 def test_triton_is_chosen_on_gpus(monkeypatch):
-    def chosen(device, dtype):
+    def chosen(device, dtype, points=4):
         value = SimpleNamespace(device=torch.device(device), dtype=dtype)
-        return deformable._uses_kernel(value, torch.zeros(1))
+        return deformable._uses_kernel(value, torch.zeros(1, 2, 1, 1, points))
 
     monkeypatch.setattr(deformable, "HAS_TRITON", True)
     assert all(chosen("cuda", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16))
     assert not chosen("cuda", torch.float8_e4m3fn)
     assert not chosen("mps", torch.float32)
+    assert not chosen("cuda", torch.float32, points=deformable.MOST_POINTS + 1)
     with use_implementation("grid_sample"):
         assert not chosen("cuda", torch.float32)
     monkeypatch.setattr(deformable, "HAS_TRITON", False)
