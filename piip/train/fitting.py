@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
-from piip.errors import CheckpointError, ConfigError
+from piip.errors import CheckpointError, ConfigError, PiipError
 from piip.train.checkpoints import AtomicCheckpointIO, Checkpoints, MovingAverage
 from piip.train.folder import RunFolder
 from piip.train.logs import CsvLogger, StepLog, tensorboard_logger
@@ -49,11 +49,10 @@ def fit(
         except SystemExit as end:  # Lightning leaves this way after Ctrl-C
             raise KeyboardInterrupt(str(end.__context__ or "")) from end
         except RuntimeError as error:
-            if "loading state_dict" not in str(error):
+            known = _explained(error, checkpoint)
+            if known is None:
                 raise
-            raise CheckpointError(
-                f"{checkpoint} is of another model ({_first_sentence(error)}); resume with the run's own recipe."
-            ) from error
+            raise known from error
     if trainer.interrupted:
         raise KeyboardInterrupt
     return trainer
@@ -100,14 +99,18 @@ def build_trainer(recipe: TrainRecipe, folder: RunFolder, *, resume: bool = Fals
 
 
 def _strategy(settings: TrainerRecipe) -> str | Strategy:
-    """Return Lightning's strategy; parameters may be unused where a batch has no object to draw a mask for."""
+    """Return Lightning's strategy.
+
+    Every parameter of a detector gets a gradient in every batch, also in one without objects: none has to be
+    looked for.
+    """
     processes = settings.nodes * _device_count(settings)
     if settings.strategy == "fsdp":
         return ModelParallelStrategy(
             data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     if settings.strategy == "ddp" or processes > 1:
-        return DDPStrategy(find_unused_parameters=True)
+        return DDPStrategy(gradient_as_bucket_view=True)  # saves a copy of all gradients
     return "auto"
 
 
@@ -117,6 +120,20 @@ def _device_count(settings: TrainerRecipe) -> int:
     if settings.devices.isdigit():
         return int(settings.devices)
     return torch.cuda.device_count() if settings.accelerator in ("auto", "gpu", "cuda") else 1
+
+
+def _explained(error: RuntimeError, checkpoint: str | None) -> PiipError | None:
+    """Return what an error of torch means, if the user can mend it."""
+    if "loading state_dict" in str(error):
+        return CheckpointError(
+            f"{checkpoint} is of another model ({_first_sentence(error)}); resume with the run's own recipe."
+        )
+    if "parameters that were not used in producing the loss" in str(error):  # Lightning's words
+        return ConfigError(
+            "Parts of the model get no gradient, for which the other processes would wait; freeze their branches "
+            "with model.freeze, or train on one device."
+        )
+    return None
 
 
 def _first_sentence(error: Exception) -> str:

@@ -15,4 +15,7 @@ if __name__ == "__main__":
     recipe = toy_recipe(
         strategy=strategy, devices=int(devices), epochs=int(epochs), ema_decay=None, clip_norm=0.5
     )
-    fit(ToyModule(recipe), ToyData(), RunFolder(Path(folder)), resume="--resume" in sys.argv)
+    module = ToyModule(recipe)
+    if "--idle" in sys.argv:
+        module.idle = torch.nn.Parameter(torch.zeros(3))
+    fit(module, ToyData(), RunFolder(Path(folder)), resume="--resume" in sys.argv)

@@ -11,19 +11,28 @@ from piip.train.folder import RunFolder
 ROOT = Path(__file__).parents[2]
 
 
-def run(folder: Path, strategy: str, *, epochs: int = 2, resume: bool = False) -> list[dict[str, float]]:
-    command = [sys.executable, "-m", "tests.train.distributed_run", strategy, "2", str(folder), str(epochs)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command + ["--resume"] * resume,
+def start(folder: Path, strategy: str, *, devices: int, epochs: int, option: str):
+    module, numbers = "tests.train.distributed_run", (str(devices), str(folder), str(epochs))
+    return subprocess.run(
+        [sys.executable, "-m", module, strategy, *numbers, option],
         cwd=ROOT,
-        env=environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def run(folder: Path, strategy: str, *, epochs: int = 2, resume: bool = False) -> list[dict[str, float]]:
+    done = start(folder, strategy, devices=2, epochs=epochs, option="--resume" if resume else "")
     assert done.returncode == 0, done.stderr[-2000:]
     return RunFolder(folder).read_metrics()
+
+
+def test_a_parameter_without_a_gradient_is_one_sentence(tmp_path):
+    done = start(tmp_path, "ddp", devices=1, epochs=1, option="--idle")
+    assert done.returncode == 1
+    assert "ConfigError: Parts of the model get no gradient" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

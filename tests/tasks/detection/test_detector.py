@@ -87,6 +87,16 @@ def test_learns_one_scene_with_masks():
     assert overlap.min() > 0.75
 
 
+@pytest.mark.parametrize("with_objects", [True, False])
+def test_every_parameter_gets_a_gradient(with_objects):
+    detector = Detector(config(), TinyBackbone()).train()
+    image, target = scene()
+    if not with_objects:
+        target = {name: values[:0] for name, values in target.items()}
+    sum(detector([image], [target]).values()).backward()
+    assert [name for name, parameter in detector.named_parameters() if parameter.grad is None] == []
+
+
 def test_faster_rcnn_has_no_masks_anywhere():
     image, target = scene()
     model = Detector(config(masks=False), TinyBackbone())
