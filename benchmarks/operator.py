@@ -1,19 +1,23 @@
-"""Deformable attention alone, at the shapes of PIIP-TSB 1120/896/448.
+"""Deformable attention alone, at the shapes of PIIP-TSB 1120/896/448: ``python -m benchmarks.operator``.
 
-Every contender computes softmax, locations, sampling and the weighted sum; they take turns in one process. On a GPU
-calls are replayed from a CUDA graph, so that no time goes into launching them from Python.
+Every contender computes softmax, locations, sampling and the weighted sum; they take turns in one process. With
+``--device cuda`` calls are replayed from a CUDA graph, so that no time goes into launching them from Python.
 """
 
+import argparse
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from benchmarks.baseline import reference_deformable_attention
-from benchmarks.timing import spread
+from benchmarks.machine import RESULTS, machine
+from benchmarks.show import show
+from benchmarks.timing import Row, compared, spread
+from piip.files import write_json
 from piip.ops import deformable_attention, use_implementation
 
 # Side of the query grid, side of the value grid, channels per head; 16 heads, 4 points. TSB calls each 12 times.
@@ -33,6 +37,16 @@ def measure_all(
 ) -> list[Row]:
     """Return a row for every shape, step and contender."""
     return [row for shape in SHAPES for row in _measure(shape, rounds, batch, dtype, device)]
+
+
+def measure_cpu(rounds: int) -> list[Row]:
+    """Return the rows of one thread of a CPU, in float32 and bfloat16."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [row for dtype in (torch.float32, torch.bfloat16) for row in measure_all(rounds, dtype=dtype)]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def measure_gpu(rounds: int = 5) -> Iterator[Row]:
@@ -103,10 +117,10 @@ def _measure(
             yield {
                 **about,
                 "step": step,
-                "contender": name,
-                "milliseconds": spread(values, 4),
-                "times_faster": spread(ratios, 2),
-                "relative_error": float(f"{float((attended - exact).abs().max() / exact.abs().max()):.1e}"),
+                "contender": row["contender"],
+                "milliseconds": spread((1000 * value for value in times[str(row["contender"])]), digits=4),
+                "times_faster": row["times_faster"],
+                "relative_error": float(f"{error:.1e}"),
             }
 
 
@@ -152,44 +166,24 @@ def _forward_and_backward(attend: Attend, tensors: list[Tensor]) -> None:
     torch.autograd.grad(output, leaves, torch.ones_like(output))
 
 
-def measure_cpu(rounds: int) -> list[dict[str, Any]]:
-    """Return rows of one thread in float32, and in bfloat16 as well."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return [row for dtype in ("float32", "bfloat16") for row in _measure_shapes(rounds, 1, dtype, "cpu")]
-    finally:
-        torch.set_num_threads(threads)
+def main() -> None:
+    """Run the comparison and print and save its table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.operator", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved repetitions (default 15)")
+    parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of all inputs (default float32)")
+    parser.add_argument("--batch", type=int, default=1, help="images (default 1)")
+    parser.add_argument("--output", type=Path, default=RESULTS / "operator.json", help="where the json goes")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = measure_all(options.rounds, options.batch, DTYPES[options.dtype], options.device)
+    rows += totals(rows)
+    given = [f"--{name} {value}" for name, value in vars(options).items() if name != "output"]
+    command = f"python -m benchmarks.operator {' '.join(given)}"
+    write_json(options.output, {"command": command, "machine": machine(), "rows": rows})
+    show(Console(), "operator", rows)
 
 
-def measure_gpu(rounds: int = 5) -> Iterator[dict[str, Any]]:
-    """Yield rows of float32 and bfloat16, one image and eight, and what TSB takes per image."""
-    for batch in (1, 8):
-        for dtype in ("float32", "bfloat16"):
-            rows = _measure_shapes(rounds, batch, dtype, "cuda")
-            yield from rows
-            yield from _totals(rows)
-
-
-def _measure_shapes(rounds: int, batch: int, dtype: str, device: str) -> list[dict[str, Any]]:
-    rows = []
-    for shape in SHAPES:
-        tensors = inputs(shape, batch, DTYPES[dtype], device)
-        rows += [{"dtype": dtype, **row} for row in measure(shape, rounds, tensors)]
-    return rows
-
-
-def _totals(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield what all deformable attention of PIIP-TSB takes per image."""
-    totals: dict[tuple[str, int, str, str], float] = {}
-    for row in rows:
-        key = (row["dtype"], row["batch"], row["step"], row["contender"])
-        totals[key] = totals.get(key, 0.0) + CALLS * row["milliseconds"]["median"] / row["batch"]
-    for (dtype, batch, step, contender), milliseconds in totals.items():
-        yield {
-            "dtype": dtype,
-            "batch": batch,
-            "step": step,
-            "contender": contender,
-            "tsb_milliseconds_per_image": round(milliseconds, 4),
-        }
+if __name__ == "__main__":
+    main()
