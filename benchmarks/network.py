@@ -71,14 +71,17 @@ def measure(name: str, rounds: int, batches: tuple[int, ...], with_memory: bool)
     network = build_network(name)
     size = network.config.image_size
     macs = sum(part.macs for part in executed_cost(network, size, size).parts)
-    peaks = {dtype: matmul_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    peaks = _peaks()
     rows: list[Row] = []
     for batch in batches:
         functions = {contender: forward(network, contender) for contender in FORWARD}
-        rows += _rows("forward", functions, images(network, batch), rounds, macs, peaks)
+        rows += _rows("forward", functions, images(network, batch), rounds, macs)
     steps = {contender: train(network, contender) for contender in TRAIN}
-    rows += _rows("train", steps, images(network, 1), rounds, 3 * macs, peaks)
+    rows += _rows("train", steps, images(network, 1), rounds, 3 * macs)
+    after = _peaks()
     for row in rows:
+        dtype = torch.bfloat16 if "bfloat16" in str(row["contender"]) else torch.float32
+        row["share_of_peak"] = round(float(str(row["gflops"])) * 1e9 / max(peaks[dtype], after[dtype]), 3)
         if row["batch"] == 1:
             row["peak_memory_gib"] = memory.pop((str(row["step"]), str(row["contender"])), None)
     return rows + [
@@ -93,7 +96,6 @@ def _rows(
     image: Tensor,
     rounds: int,
     macs: float,
-    peaks: dict[torch.dtype, float],
 ) -> list[Row]:
     def bound(function: Callable[[Tensor], object]) -> Work:
         return lambda: function(image)
@@ -101,12 +103,13 @@ def _rows(
     seconds = interleave({name: bound(function) for name, function in functions.items()}, rounds)
     rows = []
     for row in compared(seconds, len(image)):
-        dtype = torch.bfloat16 if "bfloat16" in str(row["contender"]) else torch.float32
         rate = 2 * macs / row["seconds"]["median"]  # type: ignore[index]
-        rows.append(
-            {"step": step, "batch": len(image), **row, "share_of_peak": round(rate / peaks[dtype], 3)}
-        )
+        rows.append({"step": step, "batch": len(image), **row, "gflops": round(rate / 1e9, 1)})
     return rows
+
+
+def _peaks() -> dict[torch.dtype, float]:
+    return {dtype: matmul_peak(dtype, rounds=30) for dtype in (torch.float32, torch.bfloat16)}
 
 
 def peak_memory(name: str, step: str, contender: str) -> float:

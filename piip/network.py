@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from piip.branches import Branch, build_branch
 from piip.config import PIIPConfig, common_size_divisor
@@ -61,6 +62,7 @@ class PIIP(nn.Module):
         self.out_channels, self.strides = self._describe_outputs()
         self.size_divisor = config.size_divisor or self._common_size_divisor()
         self.image_dtype: torch.dtype | None = None
+        self.grad_checkpointing = False
         use_linear(self)
 
     def branch(self, index: int) -> Branch:
@@ -124,7 +126,7 @@ class PIIP(nn.Module):
         for k in range(self.config.num_interactions):
             tokens = self._run_range(k, tokens)
             if self.interactions:
-                tokens = self.interactions[k](tokens)
+                tokens = self._call(self.interactions[k], tokens)
             if k in self._taken:
                 taken.append(tokens)
         return taken
@@ -132,7 +134,9 @@ class PIIP(nn.Module):
     def merge(self, taken: list[list[Tokens]]) -> tuple[Tensor, ...]:
         """Return the output maps from what `forward_features` returns."""
         if self.mergings:
-            merged = [merging(tokens) for merging, tokens in zip(self.mergings, taken, strict=True)]
+            merged = [
+                self._call(merging, tokens) for merging, tokens in zip(self.mergings, taken, strict=True)
+            ]
         elif self.config.num_branches == 1:
             merged = [tokens[0].to_map() for tokens in taken]
         else:
@@ -140,7 +144,7 @@ class PIIP(nn.Module):
         if not self.levels:
             return tuple(merged)
         sources = merged if len(merged) == len(self.levels) else merged * len(self.levels)
-        return tuple(level(source) for level, source in zip(self.levels, sources, strict=True))
+        return tuple(self._call(level, source) for level, source in zip(self.levels, sources, strict=True))
 
     def freeze(self, branches: Iterable[int]) -> Self:
         """Stop training branches (numbers from 1): no gradients and no stochastic depth.
@@ -167,9 +171,15 @@ class PIIP(nn.Module):
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in the backward pass instead of keeping their activations."""
+        """Recompute blocks, interactions and merging in the backward pass instead of keeping their activations."""
+        self.grad_checkpointing = enable
         for branch in self.branches:
             branch.grad_checkpointing = enable  # type: ignore[assignment]
+
+    def _call(self, module: nn.Module, inputs: Any) -> Any:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, inputs, use_reentrant=False)
+        return module(inputs)
 
     def _run_range(self, k: int, tokens: list[Tokens]) -> list[Tokens]:
         after = []
