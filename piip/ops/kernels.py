@@ -20,6 +20,7 @@ from piip.ops.placing import (
     LOWER_IN,
     LOWER_LEFT,
     LOWER_RIGHT,
+    PITCH,
     RIGHT,
     RIGHT_IN,
     SHARE,
@@ -41,12 +42,12 @@ _COMPILED = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {
 
 @register_jitable
 def _number(numbers: Any, row: int, k: int) -> Any:
-    return read(numbers, row * MOST_POINTS + k)
+    return read(numbers, row * PITCH + k)
 
 
 @register_jitable
 def _cell(cells: Any, row: int, k: int, stride: int) -> Any:
-    return np.int64(read(cells, row * MOST_POINTS + k)) * stride
+    return np.int64(read(cells, row * PITCH + k)) * stride
 
 
 @njit(**_COMPILED)
@@ -69,8 +70,8 @@ def forward_range(
     samples = num_levels * points
     together = min(heads, MOST_POINTS // samples)
     stride = heads * width_d
-    numbers = np.zeros(FLOAT_ROWS * MOST_POINTS, np.asarray(lanes[0]).dtype)
-    cells = np.zeros(INT_ROWS * MOST_POINTS, np.int32)
+    numbers = np.zeros(FLOAT_ROWS * PITCH, np.asarray(lanes[0]).dtype)
+    cells = np.zeros(INT_ROWS * PITCH, np.int32)
     describe_levels(levels, num_levels, points, together, numbers, cells)
     for item in range(start, stop):
         image = item // queries
@@ -132,9 +133,9 @@ def backward_range(
     samples = num_levels * points
     together = min(last_head - first_head, MOST_POINTS // samples)
     stride = heads * width_d
-    numbers = np.zeros(FLOAT_ROWS * MOST_POINTS, np.asarray(lanes[0]).dtype)
-    cells = np.zeros(INT_ROWS * MOST_POINTS, np.int32)
-    pulled = np.zeros(4 * MOST_POINTS, np.asarray(lanes[0]).dtype)
+    numbers = np.zeros(FLOAT_ROWS * PITCH, np.asarray(lanes[0]).dtype)
+    cells = np.zeros(INT_ROWS * PITCH, np.int32)
+    pulled = np.zeros(4 * PITCH, np.asarray(lanes[0]).dtype)
     describe_levels(levels, num_levels, points, together, numbers, cells)
     for query in range(queries):
         item = image * queries + query
@@ -157,9 +158,9 @@ def backward_range(
                     c = base + _cell(cells, LOWER_LEFT, k, stride)
                     d = base + _cell(cells, LOWER_RIGHT, k, stride)
                     write(pulled, k, dot(gradient, load(value, a, lanes)))
-                    write(pulled, MOST_POINTS + k, dot(gradient, load(value, b, lanes)))
-                    write(pulled, 2 * MOST_POINTS + k, dot(gradient, load(value, c, lanes)))
-                    write(pulled, 3 * MOST_POINTS + k, dot(gradient, load(value, d, lanes)))
+                    write(pulled, PITCH + k, dot(gradient, load(value, b, lanes)))
+                    write(pulled, 2 * PITCH + k, dot(gradient, load(value, c, lanes)))
+                    write(pulled, 3 * PITCH + k, dot(gradient, load(value, d, lanes)))
                     _push(grad_value, a, gradient, upper * left, lanes)
                     _push(grad_value, b, gradient, upper * right, lanes)
                     _push(grad_value, c, gradient, lower * left, lanes)
@@ -173,8 +174,8 @@ def _differentiate(
 ) -> None:
     """Turn the products of the output's gradient with the four pixels into gradients of offsets and logits."""
     for k in range(heads * samples):
-        a, b = read(pulled, k), read(pulled, MOST_POINTS + k)
-        c, d = read(pulled, 2 * MOST_POINTS + k), read(pulled, 3 * MOST_POINTS + k)
+        a, b = read(pulled, k), read(pulled, PITCH + k)
+        c, d = read(pulled, 2 * PITCH + k), read(pulled, 3 * PITCH + k)
         left, right = _number(numbers, LEFT, k), _number(numbers, RIGHT, k)
         upper, lower = _number(numbers, UPPER, k), _number(numbers, LOWER, k)
         left_in, right_in = _number(numbers, LEFT_IN, k), _number(numbers, RIGHT_IN, k)

@@ -16,7 +16,10 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from piip.ops.deformable import MOST_POINTS
 
-# Rows of the scratch array of floats, MOST_POINTS long each.
+PITCH = MOST_POINTS + 16
+"""Entries between the rows of scratch arrays; a power of two would put all rows into one place of the cache."""
+
+# Rows of the scratch array of floats.
 SHARE, FRACTION_X, FRACTION_Y, WHOLE_X, WHOLE_Y, LAST_X, LAST_Y = range(7)
 LEFT, RIGHT, UPPER, LOWER = range(7, 11)
 """Weight of the pixels on either side of a point, 0 outside the map."""
@@ -116,10 +119,10 @@ def describe_levels(levels: Any, num_levels: int, points: int, heads: int, numbe
     for _ in range(heads):
         for level in range(num_levels):
             for _ in range(points):
-                numbers[LAST_Y * MOST_POINTS + k] = levels[3 * level] - 1
-                numbers[LAST_X * MOST_POINTS + k] = levels[3 * level + 1] - 1
-                cells[WIDTH * MOST_POINTS + k] = levels[3 * level + 1]
-                cells[FIRST * MOST_POINTS + k] = levels[3 * level + 2]
+                numbers[LAST_Y * PITCH + k] = levels[3 * level] - 1
+                numbers[LAST_X * PITCH + k] = levels[3 * level + 1] - 1
+                cells[WIDTH * PITCH + k] = levels[3 * level + 1]
+                cells[FIRST * PITCH + k] = levels[3 * level + 2]
                 k += 1
 
 
@@ -132,25 +135,25 @@ def read_reference(
         for row, array in ((0, 0), (1, 1)):
             part, rest = whole[origin + array], fraction[origin + array]
             for k in range(heads * points):
-                numbers[(FRACTION_X + row) * MOST_POINTS + k] = rest
-                numbers[(WHOLE_X + row) * MOST_POINTS + k] = part
+                numbers[(FRACTION_X + row) * PITCH + k] = rest
+                numbers[(WHOLE_X + row) * PITCH + k] = part
         return
     k = 0
     for _ in range(heads):
         for level in range(num_levels):
             place = origin + 2 * level
             for _ in range(points):
-                numbers[FRACTION_X * MOST_POINTS + k] = fraction[place]
-                numbers[FRACTION_Y * MOST_POINTS + k] = fraction[place + 1]
-                numbers[WHOLE_X * MOST_POINTS + k] = whole[place]
-                numbers[WHOLE_Y * MOST_POINTS + k] = whole[place + 1]
+                numbers[FRACTION_X * PITCH + k] = fraction[place]
+                numbers[FRACTION_Y * PITCH + k] = fraction[place + 1]
+                numbers[WHOLE_X * PITCH + k] = whole[place]
+                numbers[WHOLE_Y * PITCH + k] = whole[place + 1]
                 k += 1
 
 
 @register_jitable
 def softmax(logits: Any, row: int, samples: int, heads: int, numbers: Any) -> None:
     """Write the attention weights of ``heads`` heads with ``samples`` points each."""
-    tops = _FREE * MOST_POINTS
+    tops = _FREE * PITCH
     for head in range(heads):
         first = head * samples
         top = read(logits, row + first)
@@ -159,18 +162,16 @@ def softmax(logits: Any, row: int, samples: int, heads: int, numbers: Any) -> No
         for k in range(first, first + samples):
             write(numbers, tops + k, top)
     for k in range(heads * samples):
-        write(numbers, SHARE * MOST_POINTS + k, exp(read(logits, row + k) - read(numbers, tops + k)))
+        write(numbers, SHARE * PITCH + k, exp(read(logits, row + k) - read(numbers, tops + k)))
     for head in range(heads):
-        first = SHARE * MOST_POINTS + head * samples
+        first = SHARE * PITCH + head * samples
         total = read(numbers, first)
         for k in range(first + 1, first + samples):
             total += read(numbers, k)
         for k in range(head * samples, (head + 1) * samples):
             write(numbers, tops + k, total)
     for k in range(heads * samples):
-        write(
-            numbers, SHARE * MOST_POINTS + k, read(numbers, SHARE * MOST_POINTS + k) / read(numbers, tops + k)
-        )
+        write(numbers, SHARE * PITCH + k, read(numbers, SHARE * PITCH + k) / read(numbers, tops + k))
 
 
 @register_jitable
@@ -182,14 +183,14 @@ def place(offsets: Any, row: int, count: int, numbers: Any, cells: Any) -> None:
     _place_on_axis(offsets, 2 * row, count, numbers, cells, 0, UPPER_LEFT, UPPER_RIGHT)
     _place_on_axis(offsets, 2 * row + 1, count, numbers, cells, 1, LOWER_LEFT, LOWER_RIGHT)
     for k in range(count):
-        width, first = read(cells, WIDTH * MOST_POINTS + k), read(cells, FIRST * MOST_POINTS + k)
-        left, right = read(cells, UPPER_LEFT * MOST_POINTS + k), read(cells, UPPER_RIGHT * MOST_POINTS + k)
-        upper = first + width * read(cells, LOWER_LEFT * MOST_POINTS + k)
-        lower = first + width * read(cells, LOWER_RIGHT * MOST_POINTS + k)
-        write(cells, UPPER_LEFT * MOST_POINTS + k, upper + left)
-        write(cells, UPPER_RIGHT * MOST_POINTS + k, upper + right)
-        write(cells, LOWER_LEFT * MOST_POINTS + k, lower + left)
-        write(cells, LOWER_RIGHT * MOST_POINTS + k, lower + right)
+        width, first = read(cells, WIDTH * PITCH + k), read(cells, FIRST * PITCH + k)
+        left, right = read(cells, UPPER_LEFT * PITCH + k), read(cells, UPPER_RIGHT * PITCH + k)
+        upper = first + width * read(cells, LOWER_LEFT * PITCH + k)
+        lower = first + width * read(cells, LOWER_RIGHT * PITCH + k)
+        write(cells, UPPER_LEFT * PITCH + k, upper + left)
+        write(cells, UPPER_RIGHT * PITCH + k, upper + right)
+        write(cells, LOWER_LEFT * PITCH + k, lower + left)
+        write(cells, LOWER_RIGHT * PITCH + k, lower + right)
 
 
 @register_jitable
@@ -200,20 +201,20 @@ def _place_on_axis(
     one, none = numbers.dtype.type(1), numbers.dtype.type(0)
     fraction, whole, last = (FRACTION_X + axis), (WHOLE_X + axis), (LAST_X + axis)
     for k in range(count):
-        position = read(offsets, start + 2 * k) + read(numbers, fraction * MOST_POINTS + k)
+        position = read(offsets, start + 2 * k) + read(numbers, fraction * PITCH + k)
         below = floor(position)
-        write(numbers, (_FREE + 1) * MOST_POINTS + k, position - below)
-        write(numbers, (_FREE + 2) * MOST_POINTS + k, below + read(numbers, whole * MOST_POINTS + k))
+        write(numbers, (_FREE + 1) * PITCH + k, position - below)
+        write(numbers, (_FREE + 2) * PITCH + k, below + read(numbers, whole * PITCH + k))
     for k in range(count):
         beyond, pixel = (
-            read(numbers, (_FREE + 1) * MOST_POINTS + k),
-            read(numbers, (_FREE + 2) * MOST_POINTS + k),
+            read(numbers, (_FREE + 1) * PITCH + k),
+            read(numbers, (_FREE + 2) * PITCH + k),
         )
-        limit = read(numbers, last * MOST_POINTS + k)
+        limit = read(numbers, last * PITCH + k)
         inside, next_inside = (pixel >= 0) & (pixel <= limit), (pixel >= -1) & (pixel <= limit - 1)
-        write(numbers, (LEFT + 2 * axis) * MOST_POINTS + k, one - beyond if inside else none)
-        write(numbers, (RIGHT + 2 * axis) * MOST_POINTS + k, beyond if next_inside else none)
-        write(numbers, (LEFT_IN + 2 * axis) * MOST_POINTS + k, one if inside else none)
-        write(numbers, (RIGHT_IN + 2 * axis) * MOST_POINTS + k, one if next_inside else none)
-        write(cells, low * MOST_POINTS + k, np.int32(pixel if inside else none))
-        write(cells, high * MOST_POINTS + k, np.int32(pixel + 1 if next_inside else none))
+        write(numbers, (LEFT + 2 * axis) * PITCH + k, one - beyond if inside else none)
+        write(numbers, (RIGHT + 2 * axis) * PITCH + k, beyond if next_inside else none)
+        write(numbers, (LEFT_IN + 2 * axis) * PITCH + k, one if inside else none)
+        write(numbers, (RIGHT_IN + 2 * axis) * PITCH + k, one if next_inside else none)
+        write(cells, low * PITCH + k, np.int32(pixel if inside else none))
+        write(cells, high * PITCH + k, np.int32(pixel + 1 if next_inside else none))
