@@ -73,7 +73,8 @@ def _bars(axis: Axes, rows: list[dict[str, Any]], key: str) -> None:
         axis.barh(place, value, color=colour, height=0.66)
         if isinstance(row[key], dict):
             axis.plot([row[key]["min"], row[key]["max"]], [place, place], color="black", linewidth=0.8)
-        axis.annotate(f"{value:.3g}", (value, place), (6, 0), textcoords="offset points", va="center")
+        end = row[key]["max"] if isinstance(row[key], dict) else value
+        axis.annotate(f"{value:.3g}", (end, place), (6, 0), textcoords="offset points", va="center")
     axis.set_yticks(range(len(rows)), [f"{row['step']}: {row['contender']}" for row in rows])
     axis.invert_yaxis()
     axis.margins(x=0.14)
