@@ -14,14 +14,44 @@ from benchmarks.baseline import plain_forward
 from benchmarks.machine import matmul_peak
 from benchmarks.timing import Row, Work, compared, interleave
 from piip.cost import executed_cost
+from piip.memory import keep_freed_memory
 from piip.network import PIIP
 
 MODEL = "piip_tsb_1120_896_448"
 Maps = tuple[Tensor, ...]
 
-FORWARD = ("plain float32", "piip float32", "optimize float32", "optimize bfloat16")
-TRAIN = ("plain float32", "piip float32", "piip autocast bfloat16")
+KEPT = ", memory kept"
+"""Ends the names of contenders for which freed memory stays with the process (`piip.keep_freed_memory`)."""
+FORWARD = (
+    "plain float32",
+    f"plain float32{KEPT}",
+    "piip float32",
+    f"piip float32{KEPT}",
+    f"optimize float32{KEPT}",
+    "optimize bfloat16",
+    f"optimize bfloat16{KEPT}",
+)
+TRAIN = (
+    "plain float32",
+    f"plain float32{KEPT}",
+    "piip float32",
+    f"piip float32{KEPT}",
+    "piip autocast bfloat16",
+    f"piip autocast bfloat16{KEPT}",
+)
 CHECKPOINTED = ("piip float32, checkpointing", "piip autocast bfloat16, checkpointing")
+RETURNED = ", memory returned"
+"""Ends the names of contenders that give freed memory back at once, so that a peak is what they need."""
+NEEDED = tuple(
+    f"{contender}{RETURNED}"
+    for contender in (
+        "plain float32",
+        "piip float32",
+        "piip float32, light checkpointing",
+        "piip autocast bfloat16, light checkpointing",
+        *CHECKPOINTED,
+    )
+)
 
 
 def build_network(name: str) -> PIIP:
@@ -53,7 +83,8 @@ def train(network: PIIP, contender: str) -> Callable[[Tensor], None]:
     run = (lambda image: plain_forward(network, image)) if contender.startswith("plain") else network
 
     def step(image: Tensor) -> None:
-        network.set_grad_checkpointing("checkpointing" in contender)
+        mode = "light" if "light" in contender else "checkpointing" in contender
+        network.set_grad_checkpointing(mode)  # type: ignore[arg-type]
         with torch.autocast("cpu", torch.bfloat16) if "autocast" in contender else contextlib.nullcontext():
             maps = run(image)
         sum(feature.sum(dtype=torch.float32) for feature in maps).backward()  # type: ignore[union-attr]
@@ -66,7 +97,7 @@ def measure(name: str, rounds: int, batches: tuple[int, ...], with_memory: bool)
     """Return a row for every step, batch and contender."""
     memory: dict[tuple[str, str], float] = {}
     if with_memory:  # first: on Linux a child's peak starts at what its parent has used by then
-        asked = [("forward", c) for c in FORWARD] + [("train", c) for c in TRAIN + CHECKPOINTED]
+        asked = [("forward", c) for c in FORWARD] + [("train", c) for c in TRAIN + NEEDED]
         memory = {pair: peak_memory(name, *pair) for pair in asked}
     network = build_network(name)
     size = network.config.image_size
@@ -100,7 +131,9 @@ def _rows(
     def bound(function: Callable[[Tensor], object]) -> Work:
         return lambda: function(image)
 
-    seconds = interleave({name: bound(function) for name, function in functions.items()}, rounds)
+    works = {name: bound(function) for name, function in functions.items()}
+    seconds = interleave(works, rounds, prepare=_prepare)
+    keep_freed_memory("some")
     rows = []
     for row in compared(seconds, len(image)):
         rate = 2 * macs / row["seconds"]["median"]  # type: ignore[index]
@@ -108,12 +141,19 @@ def _rows(
     return rows
 
 
+def _prepare(contender: str, work: Work) -> None:
+    """Set what becomes of freed memory; a first, uncounted run fills it where it is kept."""
+    keep_freed_memory("all" if contender.endswith(KEPT) else "some")
+    if contender.endswith(KEPT):
+        work()
+
+
 def _peaks() -> dict[torch.dtype, float]:
     return {dtype: matmul_peak(dtype, rounds=30) for dtype in (torch.float32, torch.bfloat16)}
 
 
 def peak_memory(name: str, step: str, contender: str) -> float:
-    """Return the peak resident memory in GiB of a process that does one step of one image and nothing else."""
+    """Return the peak resident memory in GiB of a process that does two steps of one image and nothing else."""
     command = [sys.executable, "-m", "benchmarks.network", name, step, contender]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return round(float(done.stdout.split()[-1]), 2)
@@ -121,7 +161,13 @@ def peak_memory(name: str, step: str, contender: str) -> float:
 
 def _main(name: str, step: str, contender: str) -> None:
     network = build_network(name)
-    {"forward": forward, "train": train}[step](network, contender)(images(network, 1))
+    if contender.endswith(KEPT):
+        keep_freed_memory("all")
+    elif contender.endswith(RETURNED):
+        keep_freed_memory("none")
+    run, image = {"forward": forward, "train": train}[step](network, contender), images(network, 1)
+    run(image)
+    run(image)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 

@@ -11,14 +11,23 @@ Work = Callable[[], object]
 Row = dict[str, object]
 
 
-def interleave(contenders: Mapping[str, Work], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Return the seconds of every contender in each of ``rounds`` rounds, after rounds that are not counted."""
+def interleave(
+    contenders: Mapping[str, Work],
+    rounds: int,
+    warm_up: int = 1,
+    prepare: Callable[[str, Work], None] = lambda name, work: None,
+) -> dict[str, list[float]]:
+    """Return the seconds of every contender in each of ``rounds`` rounds, after rounds that are not counted.
+
+    ``prepare`` is called with a contender before its turn, and not counted.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     with Progress(transient=True) as progress:
         task = progress.add_task(", ".join(contenders), total=(rounds + warm_up) * len(contenders))
         for number in range(warm_up + rounds):
             for name, work in contenders.items():
                 gc.collect()
+                prepare(name, work)
                 start = time.perf_counter()
                 work()
                 elapsed = time.perf_counter() - start

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from piip.factory import build, create_model
     from piip.folding import optimize
     from piip.hub import from_pretrained, save_pretrained
+    from piip.memory import keep_freed_memory
     from piip.network import PIIP, build_on_meta
     from piip.predict import Predictor, load
     from piip.presets import get_config, list_models
@@ -30,6 +31,7 @@ _HOMES = {
     "piip.factory": ("build", "create_model"),
     "piip.folding": ("optimize",),
     "piip.hub": ("from_pretrained", "save_pretrained"),
+    "piip.memory": ("keep_freed_memory",),
     "piip.network": ("PIIP", "build_on_meta"),
     "piip.predict": ("Predictor", "load"),
     "piip.presets": ("get_config", "list_models"),
@@ -57,6 +59,7 @@ __all__ = [
     "from_official",
     "from_pretrained",
     "get_config",
+    "keep_freed_memory",
     "list_models",
     "load",
     "optimize",

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from piip.config import InteractionConfig
 from piip.errors import ConfigError
-from piip.ops import deformable_attention, scale_outputs
+from piip.ops import deformable_attention, gated_linear, scale_outputs
+from piip.recomputing import cast
 from piip.tokens import Grid, Tokens, to_map
 
 NORM_EPS = 1e-6
@@ -70,15 +71,21 @@ class DeformableAttention(nn.Module):
         """The layer that makes the output."""
         return self.output_proj
 
-    def forward(self, query: Tensor, query_grid: Grid, feature: Tensor, feature_grid: Grid) -> Tensor:
-        """Attend from ``query`` (B, Hq * Wq, D) to ``feature`` (B, Hv * Wv, F); returns (B, Hq * Wq, D)."""
+    def forward(
+        self, query: Tensor, query_grid: Grid, feature: Tensor, feature_grid: Grid, gate: Tensor | None = None
+    ) -> Tensor:
+        """Attend from ``query`` (B, Hq * Wq, D) to ``feature`` (B, Hv * Wv, F).
+
+        Returns (B, Hq * Wq, D), times a gate (D).
+        """
         batch, length, _ = query.shape
+        query = _as_autocast(query)  # once for two layers
         value = self.value_proj(feature).unflatten(-1, (self.num_heads, -1))
         per_head = (batch, length, self.num_heads, 1, self.num_points)
         offsets = self.sampling_offsets(query).view(*per_head, 2)
         logits = self.attention_weights(query).view(per_head)
         sampled = deformable_attention(value, [feature_grid], query_grid, offsets, logits)
-        return self.output_proj(sampled)
+        return gated_linear(self.output_proj, sampled, gate)
 
 
 class RegularAttention(nn.Module):
@@ -114,13 +121,16 @@ class RegularAttention(nn.Module):
         """The layer that makes the output."""
         return self.proj
 
-    def forward(self, query: Tensor, query_grid: Grid, feature: Tensor, feature_grid: Grid) -> Tensor:
-        """Attend from ``query`` (B, Nq, D) to ``feature`` (B, Nf, F); returns (B, Nq, D). Grids are unused."""
+    def forward(
+        self, query: Tensor, query_grid: Grid, feature: Tensor, feature_grid: Grid, gate: Tensor | None = None
+    ) -> Tensor:
+        """Attend from ``query`` (B, Nq, D) to ``feature`` (B, Nf, F); returns (B, Nq, D) times a gate; no grids."""
         q, k, v = (
             tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for tokens in (self.wq(query), self.wk(feature), self.wv(feature))
         )
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return gated_linear(self.proj, attended, gate)
 
 
 class ConvFFN(nn.Module):
@@ -135,6 +145,7 @@ class ConvFFN(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.reset_parameters()
 
@@ -145,10 +156,15 @@ class ConvFFN(nn.Module):
         nn.init.normal_(self.dwconv.weight, std=math.sqrt(2 / 9))
         nn.init.zeros_(self.dwconv.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """Transform tokens (B, H * W, D)."""
-        hidden = F.gelu(self.dwconv(to_map(self.fc1(x), grid)))
-        return self.fc2(hidden.permute(0, 2, 3, 1).flatten(1, 2))
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The layer that makes the output."""
+        return self.fc2
+
+    def forward(self, x: Tensor, grid: Grid, gate: Tensor | None = None) -> Tensor:
+        """Transform tokens (B, H * W, D), times a gate (D)."""
+        hidden = self.dwconv(to_map(self.fc1(x), grid))
+        return gated_linear(self.fc2, self.act(hidden.permute(0, 2, 3, 1).flatten(1, 2)), gate)
 
 
 class Injector(nn.Module):
@@ -190,9 +206,9 @@ class Injector(nn.Module):
         """Return the ``query`` branch's tokens with features of ``source`` added."""
         x, grid = query.x, query.grid
         feature = self.feat_norm(self.proj(source.x))
-        x = x + _gated(self.attn(self.query_norm(x), grid, feature, source.grid), self.attn_gate)
+        x = x + self.attn(self.query_norm(x), grid, feature, source.grid, self.attn_gate)
         if self.ffn is not None:
-            x = x + self.drop_path(_gated(self.ffn(self.ffn_norm(x), grid), self.ffn_gate))
+            x = x + self.drop_path(self.ffn(self.ffn_norm(x), grid, self.ffn_gate))
         return query._replace(x=x)
 
     def fold(self) -> None:
@@ -201,7 +217,7 @@ class Injector(nn.Module):
             scale_outputs(self.attn.last_layer, self.attn_gate)
             self.attn_gate = None
         if self.ffn is not None and self.ffn_gate is not None:
-            scale_outputs(self.ffn.fc2, self.ffn_gate)
+            scale_outputs(self.ffn.last_layer, self.ffn_gate)
             self.ffn_gate = None
 
 
@@ -266,8 +282,12 @@ class InteractionBlock(nn.Module):
         return updated
 
 
-def _gated(update: Tensor, gate: Tensor | None) -> Tensor:
-    return update if gate is None else gate * update
+def _as_autocast(x: Tensor) -> Tensor:
+    """Return a tensor in the dtype that autocast gives to linear layers, where it is active."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return cast(x, torch.get_autocast_dtype(kind))
+    return x
 
 
 def _share(dim: int, ratio: float, name: str) -> int:

@@ -3,8 +3,9 @@
 Data flows one way: image -> pyramid -> branches and interactions -> merging -> pyramid levels.
 """
 
+import contextlib
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from piip.interaction import InteractionBlock
 from piip.merging import Merging, PyramidLevel
 from piip.ops.onednn import use_linear
 from piip.pyramid import crop_to_image, image_pyramid, pad_to_multiple
+from piip.recomputing import CheapRecomputation
 from piip.tokens import Tokens
 
 
@@ -63,6 +65,7 @@ class PIIP(nn.Module):
         self.size_divisor = config.size_divisor or self._common_size_divisor()
         self.image_dtype: torch.dtype | None = None
         self.grad_checkpointing = False
+        self._cheap: CheapRecomputation | None = None
         use_linear(self)
 
     def branch(self, index: int) -> Branch:
@@ -92,7 +95,8 @@ class PIIP(nn.Module):
             DataError: The image has the wrong shape or is too small for a branch.
         """
         padded = self.pad(image)
-        maps = self.merge(self.forward_features(padded))
+        with self._cheap.active() if self._cheap is not None else contextlib.nullcontext():
+            maps = self.merge(self.forward_features(padded))
         if padded is image:
             return maps
         size, whole = image.shape[-2:], padded.shape[-2:]
@@ -170,11 +174,19 @@ class PIIP(nn.Module):
             self.branch(number - 1).eval()
         return self
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks, interactions and merging in the backward pass instead of keeping their activations."""
-        self.grad_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool | Literal["light"] = True) -> None:
+        """Compute in the backward pass again what is not kept of the forward pass.
+
+        Args:
+            enable: True for blocks, interactions, merging and levels, which keep their inputs alone; "light" for
+                norms, activations and windows; False for nothing.
+        """
+        if self._cheap is not None:
+            self._cheap.remove()
+        self._cheap = CheapRecomputation(self) if enable == "light" else None
+        self.grad_checkpointing = enable is True
         for branch in self.branches:
-            branch.grad_checkpointing = enable  # type: ignore[assignment]
+            branch.grad_checkpointing = enable is True  # type: ignore[assignment]
 
     def _call(self, module: nn.Module, inputs: Any) -> Any:
         if self.grad_checkpointing and torch.is_grad_enabled():

@@ -8,7 +8,7 @@ from timm.models.eva import Eva, EvaBlock
 from torch import Tensor, nn
 
 from piip.branches.vit import ViTBranch, create_timm
-from piip.branches.windows import windowed
+from piip.branches.windows import InWindows
 from piip.errors import ConfigError
 from piip.tokens import Grid
 
@@ -83,13 +83,16 @@ class WindowedEvaBlock(nn.Module):
     def __init__(self, block: EvaBlock, window_size: int) -> None:
         super().__init__()
         self.window_size = window_size
+        self.in_windows = InWindows()
         self.norm1, self.attn, self.gamma_1 = block.norm1, block.attn, block.gamma_1
         self.norm2, self.mlp, self.gamma_2 = block.norm2, block.mlp, block.gamma_2
         self.drop_path1, self.drop_path2 = block.drop_path1, block.drop_path2
 
     def forward(self, x: Tensor, grid: Grid, rotation: Tensor | None) -> Tensor:
         """Transform tokens (B, H * W, D) of a grid (H, W) with the rotation of a window's places."""
-        attended = windowed(lambda w: self.attn(w, rope=rotation), self.norm1(x), grid, self.window_size)
+        attended = self.in_windows(
+            lambda w: self.attn(w, rope=rotation), self.norm1(x), grid, self.window_size
+        )
         x = x + self.drop_path1(attended if self.gamma_1 is None else self.gamma_1 * attended)
         hidden = self.mlp(self.norm2(x))
         return x + self.drop_path2(hidden if self.gamma_2 is None else self.gamma_2 * hidden)

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
-from torch import Tensor
+from torch import Tensor, nn
 
 from piip.config import WindowPadding
+from piip.recomputing import CheapModule
 from piip.tokens import Grid
 
 
@@ -40,10 +41,25 @@ class Windows(NamedTuple):
         return x[:, :height, :width].flatten(1, 2)
 
 
-def windowed(attend: Callable[[Tensor], Tensor], x: Tensor, grid: Grid, size: int) -> Tensor:
-    """Apply attention inside windows of ``size`` x ``size`` tokens; padded places are zero tokens."""
-    windows = Windows(grid, size)
-    return windows.join(attend(windows.split(x)))
+class SplitIntoWindows(CheapModule):
+    """`Windows.split` as a module."""
+
+    def forward(self, x: Tensor, windows: Windows) -> Tensor:
+        """Cut tokens (B, H * W, C) into windows (B * nH * nW, size * size, C)."""
+        return windows.split(x)
+
+
+class InWindows(nn.Module):
+    """Applies attention inside windows; padded places are zero tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split = SplitIntoWindows()
+
+    def forward(self, attend: Callable[[Tensor], Tensor], x: Tensor, grid: Grid, size: int) -> Tensor:
+        """Attend inside windows of ``size`` x ``size`` of the tokens (B, H * W, C) of a grid."""
+        windows = Windows(grid, size)
+        return windows.join(attend(self.split(x, windows)))
 
 
 class GridBlock(Block):
@@ -60,6 +76,10 @@ class GridBlock(Block):
     window_size: int | None = None
     window_padding: WindowPadding = "before_qkv"
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.in_windows = InWindows()
+
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Transform tokens (B, H * W, D) of a grid (H, W)."""
         x = x + self.drop_path1(self.ls1(self.attend(self.norm1(x), grid)))
@@ -72,7 +92,7 @@ class GridBlock(Block):
         if self.window_padding == "after_qkv":
             return _attend_padded_after_qkv(self.attn, x, Windows(grid, self.window_size))
         bias = self.bias((self.window_size, self.window_size))
-        return windowed(lambda w: self.attn(w, attn_mask=bias), x, grid, self.window_size)
+        return self.in_windows(lambda w: self.attn(w, attn_mask=bias), x, grid, self.window_size)
 
     def bias(self, grid: Grid) -> Any:
         """Return what is added to the attention logits inside a grid: nothing here."""

@@ -56,6 +56,9 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         raise ConfigError(f"There is no verb {verb!r}. {nearest(verb, VERBS)}")
     from piip.cli.parsing import call
+    from piip.memory import keep_freed_memory
+
+    keep_freed_memory()
 
     module, _, name = VERBS[verb][0].partition(":")
     try:

@@ -19,6 +19,7 @@ _TYPES_IN_WORDS = (
     (_OPTIONAL.format("str"), "text"),
     (_OPTIONAL.format("int"), "whole number"),
     (_OPTIONAL.format("float"), "number"),
+    (r"(?:Union\[bool, |bool \| )Literal\['(\w+)'\]\]?", r"true, false or \1"),
     ("bool", "true or false"),
     (r"Literal\[(.*?)\]", r"one of \1"),
     (r"dict\[.*?\]", "{key: value, ...}"),

@@ -1,13 +1,14 @@
 """Operators of the network: those that torch does not have, and those that it can be made to compute faster."""
 
 from piip.ops.deformable import at_least_float32, deformable_attention, use_implementation
-from piip.ops.folding import scale_outputs
+from piip.ops.folding import gated_linear, scale_outputs
 from piip.ops.onednn import LinearGELU, linear, use_linear
 
 __all__ = [
     "LinearGELU",
     "at_least_float32",
     "deformable_attention",
+    "gated_linear",
     "linear",
     "scale_outputs",
     "use_implementation",

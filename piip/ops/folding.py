@@ -1,6 +1,8 @@
-"""Factors that weights take over, for inference."""
+"""Factors that weights take over."""
 
 from torch import Tensor, nn
+
+from piip.ops.onednn import Linear, linear
 
 
 def scale_outputs(layer: nn.Linear | nn.Conv2d, scale: Tensor) -> None:
@@ -8,3 +10,18 @@ def scale_outputs(layer: nn.Linear | nn.Conv2d, scale: Tensor) -> None:
     layer.weight.mul_(scale.view(-1, *(1,) * (layer.weight.ndim - 1)))
     if layer.bias is not None:
         layer.bias.mul_(scale)
+
+
+def gated_linear(layer: nn.Linear, x: Tensor, gate: Tensor | None) -> Tensor:
+    """Compute ``gate * layer(x)`` with a gate per output channel, differentiable in all of it.
+
+    The gate scales the weights, which are smaller than what the layer returns; nor does that have to be kept for
+    the gate's gradient. Layers that are no plain ones any more (adapters, quantised weights) or are being watched
+    by hooks are called as they are.
+    """
+    if gate is None:
+        return layer(x)
+    if type(layer) not in (nn.Linear, Linear) or layer._forward_hooks or layer._forward_pre_hooks:
+        return gate * layer(x)
+    bias = gate * layer.bias if layer.bias is not None else None
+    return linear(x, gate[:, None] * layer.weight, bias)

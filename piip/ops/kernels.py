@@ -32,6 +32,7 @@ from piip.ops.placing import (
     place,
     read,
     read_reference,
+    scratch,
     softmax,
     write,
 )
@@ -70,8 +71,8 @@ def forward_range(
     samples = num_levels * points
     together = min(heads, MOST_POINTS // samples)
     stride = heads * width_d
-    numbers = np.zeros(FLOAT_ROWS * PITCH, np.asarray(lanes[0]).dtype)
-    cells = np.zeros(INT_ROWS * PITCH, np.int32)
+    numbers = scratch(FLOAT_ROWS * PITCH, np.asarray(lanes[0]).dtype)
+    cells = scratch(INT_ROWS * PITCH, np.dtype(np.int32))
     describe_levels(levels, num_levels, points, together, numbers, cells)
     for item in range(start, stop):
         image = item // queries
@@ -133,9 +134,9 @@ def backward_range(
     samples = num_levels * points
     together = min(last_head - first_head, MOST_POINTS // samples)
     stride = heads * width_d
-    numbers = np.zeros(FLOAT_ROWS * PITCH, np.asarray(lanes[0]).dtype)
-    cells = np.zeros(INT_ROWS * PITCH, np.int32)
-    pulled = np.zeros(4 * PITCH, np.asarray(lanes[0]).dtype)
+    numbers = scratch(FLOAT_ROWS * PITCH, np.asarray(lanes[0]).dtype)
+    cells = scratch(INT_ROWS * PITCH, np.dtype(np.int32))
+    pulled = scratch(4 * PITCH, np.asarray(lanes[0]).dtype)
     describe_levels(levels, num_levels, points, together, numbers, cells)
     for query in range(queries):
         item = image * queries + query

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from piip.recomputing import cast
+
 FEWEST_MACS = 1 << 22
 """Multiply-accumulates below which a call's own cost would eat the gain."""
 
@@ -33,7 +35,7 @@ class LinearGELU(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Transform (..., in_features) to (..., out_features)."""
-        if torch.is_grad_enabled() or not _pays(input, self.weight):
+        if torch.is_grad_enabled() or _better_dtype(input, self.weight) != self.weight.dtype:
             return F.gelu(F.linear(input, self.weight, self.bias), approximate=self.approximate)
         flat = input.reshape(-1, input.shape[-1])
         active = torch.ops.mkldnn._linear_pointwise(
@@ -60,10 +62,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., N).
     """
-    if _pays(x, weight):
-        flat: Tensor = _OneDNNLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
-        return flat.view(*x.shape[:-1], len(weight))
-    return F.linear(x, weight, bias)
+    dtype = _better_dtype(x, weight)
+    if dtype is None:
+        return F.linear(x, weight, bias)
+    x = cast(x, dtype)
+    flat: Tensor = _OneDNNLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return flat.view(*x.shape[:-1], len(weight))
 
 
 @functools.cache
@@ -83,35 +87,44 @@ def _mkl_is_held_back() -> bool:
     return "AuthenticAMD" in (info.read_text() if info.exists() else platform.processor())
 
 
-def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Return whether this is eager arithmetic of a dtype and a size where oneDNN is faster.
+def _better_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """Return the dtype of a product, if this is eager arithmetic of a dtype and a size where oneDNN is faster.
 
     Whatever looks at operations (compilers, exporters, counters, functional transforms) sees torch's own.
     """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return False
+        return None
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
-        return False
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype
-        and type(x) in (Tensor, nn.Parameter)
+        return None
+    if x.device.type != "cpu" or not torch.backends.mkldnn.enabled:
+        return None
+    dtype = x.dtype
+    if torch.is_autocast_enabled("cpu") and torch.float64 not in (x.dtype, weight.dtype):
+        dtype = torch.get_autocast_dtype("cpu")
+    elif weight.dtype != dtype:
+        return None
+    pays = (
+        type(x) in (Tensor, nn.Parameter)
         and type(weight) in (Tensor, nn.Parameter)
         and x.numel() * len(weight) >= FEWEST_MACS
-        and x.dtype in better_dtypes()
+        and dtype in better_dtypes()
         # For any other layout, such as that of an expanded tensor, oneDNN has nothing but slow loops.
         and (weight.is_contiguous() or weight.t().is_contiguous())
     )
+    return dtype if pays else None
 
 
 class _OneDNNLinear(torch.autograd.Function):
-    """Written in terms of itself, so that it can be differentiated any number of times."""
+    """A product in the dtype of ``x``. Written in terms of itself, so that it has derivatives of any order.
+
+    Under autocast the backward pass casts the weight again: its copy would take half as much memory as the weight.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.bias_dtype = bias.dtype if bias is not None else None
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype) if bias is not None else None
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
 
@@ -121,9 +134,9 @@ class _OneDNNLinear(torch.autograd.Function):
         gradient = gradient.contiguous()
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            linear(gradient, weight.t()) if needs_x else None,
-            _grad_weight(gradient, x) if needs_weight else None,
-            gradient.sum(0) if needs_bias else None,
+            linear(gradient, weight.to(x.dtype).t()) if needs_x else None,
+            _grad_weight(gradient, x).to(weight.dtype) if needs_weight else None,
+            gradient.sum(0, dtype=ctx.bias_dtype) if needs_bias else None,
         )
 
 

@@ -19,6 +19,8 @@ from piip.ops.deformable import MOST_POINTS
 PITCH = MOST_POINTS + 16
 """Entries between the rows of scratch arrays; a power of two would put all rows into one place of the cache."""
 
+_LINE = 64  # bytes
+
 # Rows of the scratch array of floats.
 SHARE, FRACTION_X, FRACTION_Y, WHOLE_X, WHOLE_Y, LAST_X, LAST_Y = range(7)
 LEFT, RIGHT, UPPER, LOWER = range(7, 11)
@@ -54,6 +56,14 @@ def write(typing_context: Any, array: Any, index: Any, number: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, index, array.dtype), generate
+
+
+@register_jitable
+def scratch(count: int, dtype: Any) -> Any:
+    """Return an array that begins at a cache line: vectors across two lines are slow to read back."""
+    array = np.empty(count + _LINE, dtype)
+    first = -array.ctypes.data % _LINE // array.itemsize
+    return array[first : first + count]
 
 
 @intrinsic

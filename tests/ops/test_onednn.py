@@ -121,11 +121,39 @@ def test_gelu_in_the_same_pass(approximate, dtype):
     assert torch.equal(layer(x), plain), "with gradients it is torch's"
 
 
-def test_autocast_and_other_dtypes_go_to_torch(calls):
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_autocast_multiplies_in_its_dtype_and_keeps_no_copy_of_the_weight(kind, calls):
     x, weight, bias = inputs(4, 5)
+    x = x.detach().to(kind).requires_grad_()
+    kept = []
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t),
+    ):
+        output = linear(x, weight, bias)
+    assert output.dtype == torch.bfloat16
+    assert len(calls) == 1
+    assert any(tensor.data_ptr() == weight.data_ptr() for tensor in kept)
+    output.float().square().sum().backward()
+    gradients = [tensor.grad.clone() for tensor in (x, weight, bias)]
+    for tensor in (x, weight, bias):
+        tensor.grad = None
     with torch.autocast("cpu", torch.bfloat16):
-        assert linear(x, weight, bias).dtype == torch.bfloat16
+        expected = F.linear(x, weight, bias)
+    expected.float().square().sum().backward()
+    assert relative_error(output.float(), expected.float()) < 2**-7
+    for gradient, tensor in zip(gradients, (x, weight, bias), strict=True):
+        assert gradient.dtype == tensor.dtype
+        assert relative_error(gradient.float(), tensor.grad.float()) < 2**-6
+
+
+def test_other_dtypes_go_to_torch(calls):
+    x, weight, bias = inputs(4, 5)
     linear(x.double(), weight.double(), bias.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x.double(), weight.double(), bias.double()).dtype == torch.float64
+    with torch.autocast("cpu", torch.float16):
+        assert linear(x, weight, bias).dtype == torch.float16
     assert not calls
 
 

@@ -34,6 +34,14 @@ def test_frozen_branches_and_checkpointing_are_set():
     assert all(branch.grad_checkpointing for branch in network.branches)
 
 
+def test_light_checkpointing_is_set():
+    network = build_detector(
+        recipe(ModelRecipe(name="piip_nano"), grad_checkpointing="light"), ("cat",)
+    ).backbone
+    assert any(module._forward_hooks for module in network.modules())
+    assert not any(branch.grad_checkpointing for branch in network.branches)
+
+
 def test_start_from_a_network_gets_a_new_head(tmp_path):
     network = create_model("piip_nano")
     save_pretrained(network, tmp_path)

@@ -1,0 +1,133 @@
+"""Outputs of norms and activations that the backward pass makes again, instead of their being kept."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from piip.recomputing import CheapRecomputation, Recipe
+from tests.helpers import tiny_network
+
+
+class Kept:
+    """Counts the bytes that autograd keeps of what runs inside: tensors, once each, without parameters."""
+
+    def __init__(self, module):
+        self.seen = {p.untyped_storage().data_ptr() for p in module.parameters()}
+        self.tensors, self.bytes = [], 0
+
+    def count(self, kept):
+        while isinstance(kept, Recipe):
+            kept = kept.first
+        storage = kept.untyped_storage()
+        if storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.tensors.append(kept)
+            self.bytes += storage.nbytes()
+
+
+def step(network, image, autocast=False):
+    network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        maps = network(image)
+    sum(feature.float().square().mean() for feature in maps).backward()
+    return [p.grad.clone() for p in network.parameters()]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_stay_the_same_to_the_last_bit(autocast):
+    network = tiny_network()
+    image = torch.randn(1, 3, 128, 128)
+    plain = step(network, image, autocast)
+    network.set_grad_checkpointing("light")
+    light = step(network, image, autocast)
+    assert all(torch.equal(a, b) for a, b in zip(plain, light, strict=True))
+
+
+def kept_bytes(monkeypatch, light):
+    """Return the bytes that autograd keeps of a forward pass."""
+    network = tiny_network().train()
+    network.set_grad_checkpointing("light" if light else False)
+    counter, replace = Kept(network), CheapRecomputation._replace
+
+    def count(self, tensor):
+        kept = replace(self, tensor) if light else tensor
+        counter.count(kept)
+        return kept
+
+    monkeypatch.setattr(CheapRecomputation, "_replace", count)
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: count(None, t), lambda t: t)
+    with contextlib.nullcontext() if light else hooks:
+        network(torch.randn(1, 3, 128, 128))
+    return counter.bytes
+
+
+def test_less_is_kept(monkeypatch):
+    assert kept_bytes(monkeypatch, light=True) < 0.85 * kept_bytes(monkeypatch, light=False)
+
+
+def test_switching_off_leaves_no_trace():
+    network = tiny_network()
+    before = {name: len(module._forward_hooks) for name, module in network.named_modules()}
+    network.set_grad_checkpointing("light")
+    network.set_grad_checkpointing(False)
+    assert {name: len(module._forward_hooks) for name, module in network.named_modules()} == before
+
+
+def test_copies_are_independent():
+    network = tiny_network()
+    network.set_grad_checkpointing("light")
+    copied = copy.deepcopy(network)
+    image = torch.randn(1, 3, 128, 128)
+    assert all(torch.equal(a, b) for a, b in zip(step(network, image), step(copied, image), strict=True))
+
+
+def test_an_input_changed_in_place_is_an_error():
+    module = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
+    x = torch.randn(4, 8, requires_grad=True) * 1
+    cheap = CheapRecomputation(module)
+    with cheap.active():
+        y = module(x)
+    with torch.no_grad():
+        x.add_(1)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.sum().backward()
+
+
+def test_an_output_changed_in_place_is_kept_as_it_became():
+    norm, linear = nn.LayerNorm(8), nn.Linear(8, 8)
+    module = nn.ModuleList([norm, linear])
+    x = torch.randn(4, 8)
+    cheap = CheapRecomputation(module)
+    with cheap.active():
+        hidden = norm(x)
+        hidden.mul_(2)
+        linear(hidden).sum().backward()
+    assert torch.allclose(linear.weight.grad, hidden.detach().sum(0).expand(8, 8), atol=1e-5)
+
+
+def test_nothing_happens_without_gradients():
+    network = tiny_network()
+    network.set_grad_checkpointing("light")
+    with torch.no_grad():
+        a = network(torch.ones(1, 3, 128, 128))
+    network.set_grad_checkpointing(False)
+    with torch.no_grad():
+        b = network(torch.ones(1, 3, 128, 128))
+    assert all(torch.equal(c, d) for c, d in zip(a, b, strict=True))
+
+
+def test_compilers_see_the_plain_network():
+    """They choose by themselves what to compute again; hooks would break their graphs."""
+    network = tiny_network().train()
+    network.set_grad_checkpointing("light")
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile(network, backend=backend, fullgraph=True)(torch.randn(1, 3, 128, 128))
+    assert len(graphs) == 1
