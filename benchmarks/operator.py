@@ -18,12 +18,15 @@ from benchmarks.machine import RESULTS, machine
 from benchmarks.show import show
 from benchmarks.timing import Row, compared, spread
 from piip.files import write_json
+from piip.memory import keep_freed_memory
 from piip.ops import deformable_attention, use_implementation
 
 # Side of the query grid, side of the value grid, channels per head; 16 heads, 4 points. TSB calls each 12 times.
 SHAPES = ((56, 70, 12), (70, 56, 6), (28, 56, 24), (56, 28, 12))
 HEADS, POINTS, CALLS = 16, 4, 12
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WARM_UP = 3
+"""Rounds that are not counted: the first compiles, and the memory of freed tensors finds its order."""
 CONTENDERS = ("reference", "grid_sample", "fused")
 STEPS = ("forward", "forward+backward")
 REPETITIONS = 20
@@ -40,12 +43,14 @@ def measure_all(
 
 
 def measure_cpu(rounds: int) -> list[Row]:
-    """Return the rows of one thread of a CPU, in float32 and bfloat16."""
+    """Return the rows of one thread of a CPU, in float32 and bfloat16; freed memory is kept for all contenders."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    keep_freed_memory("all")
     try:
         return [row for dtype in (torch.float32, torch.bfloat16) for row in measure_all(rounds, dtype=dtype)]
     finally:
+        keep_freed_memory("some")
         torch.set_num_threads(threads)
 
 
@@ -107,10 +112,10 @@ def _measure(
     largest = [float(error.abs().max() / exact.abs().max()) for error in errors]
     for step in STEPS:
         times: dict[str, list[float]] = {name: [] for name in attends}
-        for turn in range(rounds + 1):
+        for turn in range(rounds + WARM_UP):
             for name, attend in attends.items():
                 seconds = _time(attend, tensors, step)
-                if turn:  # the first round compiles
+                if turn >= WARM_UP:
                     times[name].append(seconds)
         about = {"shape": f"Q{shape[0]} V{shape[1]} d{shape[2]}", "batch": batch, "dtype": str(dtype)[6:]}
         for row, error in zip(compared(times), largest, strict=True):

@@ -15,6 +15,7 @@ from benchmarks.network import build_network
 from benchmarks.timing import Row
 from piip.cost import executed_cost
 from piip.interaction import InteractionBlock
+from piip.memory import keep_freed_memory
 from piip.merging import Merging, PyramidLevel
 from piip.network import PIIP
 
@@ -48,7 +49,9 @@ def measure_parts(name: str, rounds: int) -> list[Row]:
     for part in executed_cost(network, size, size).parts:
         macs["branches" if part.name.startswith("branch") else part.name] += int(part.macs)
     image = torch.randn(1, 3, size, size)
+    keep_freed_memory("all")
     passes = [_time_parts(network, image) for _ in range(rounds + 1)][1:]
+    keep_freed_memory("some")
     return [
         {
             "part": part,
@@ -92,6 +95,7 @@ def _time_parts(network: PIIP, image: torch.Tensor) -> dict[str, float]:
 
 def _main(name: str, side: str) -> None:
     network, size = build_network(name), int(side)
+    keep_freed_memory("all")
     image = torch.randn(1, 3, size, size)
     times = []
     with torch.no_grad():
