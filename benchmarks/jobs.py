@@ -31,8 +31,8 @@ from piip.files import write_json
 from piip.network import PIIP
 from piip.tasks.detection import box_head, detector, masks, matching, pooling, result, rpn
 from piip.train import checkpoints, detection, logs, progress
-from piip.train.building import build_detector
-from piip.train.data import DetectionData
+from piip.train.building import build_model
+from piip.train.detection import DetectionData
 from piip.train.fitting import fit
 from piip.train.folder import RunFolder
 from piip.train.recipe import TrainRecipe, load_recipe
@@ -190,7 +190,8 @@ def profile(recipe: TrainRecipe, images: int) -> dict[str, dict[str, float]]:
     data = DetectionData(recipe)
     for split in (data.train_set, data.val_set):
         split.indices = split.indices[:images]
-    model = build_detector(recipe, data.train_set.classes)
+    model = build_model(recipe, data.train_set.classes)
+    assert isinstance(model, detector.Detector)
     module = detection.DetectionModule(model, recipe, data)
     image, target, meta = data.train_set[0]
     losses = model([image], [target], [meta])

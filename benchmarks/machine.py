@@ -4,6 +4,7 @@ import datetime
 import importlib.util
 import os
 import platform
+import resource
 import subprocess
 import time
 from collections.abc import Callable
@@ -66,3 +67,15 @@ def _version(name: str) -> str | None:
     from importlib.metadata import version
 
     return version(name) if importlib.util.find_spec(name) else None
+
+
+def peak_memory_gib() -> float:
+    """Return the largest resident memory of this process so far in GiB.
+
+    Linux hands the peak of getrusage on from a parent to its children; that of /proc begins with the program.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20

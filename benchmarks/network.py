@@ -1,7 +1,6 @@
 """Forward pass, training step and their memory: piip against the original's order of operations, on the CPU."""
 
 import contextlib
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 import piip
 from benchmarks.baseline import plain_forward
-from benchmarks.machine import matmul_peak
+from benchmarks.machine import matmul_peak, peak_memory_gib
 from benchmarks.timing import Row, Work, compared, interleave
 from piip.cost import executed_cost
 from piip.memory import keep_freed_memory
@@ -175,7 +174,7 @@ def _main(name: str, step: str, contender: str) -> None:
     run, image = {"forward": forward, "train": train}[step](network, contender), images(network, 1)
     run(image)
     run(image)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    print(peak_memory_gib())
 
 
 if __name__ == "__main__":

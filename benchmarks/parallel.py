@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.machine import RESULTS, machine
 from piip import create_model
 from piip.files import write_json
-from piip.train.building import new_detector
+from piip.train.detection import DetectionTask
 from piip.train.recipe import TrainRecipe
 
 SIDE = 256
@@ -45,7 +45,9 @@ class Losses(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         small = {"fpn_channels": 64, "representation_size": 256, "mask_channels": 64, "box_samples": 128}
-        self.detector = new_detector(create_model(name), TrainRecipe(detector=small), ("a", "b", "c")).train()
+        self.detector = DetectionTask.new_model(
+            create_model(name), TrainRecipe(detector=small), ("a", "b", "c")
+        ).train()
 
     def forward(self, image: Tensor, target: dict[str, Tensor]) -> Tensor:
         """Return the sum of the losses of an image."""

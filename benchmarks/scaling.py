@@ -1,6 +1,5 @@
 """Time and memory of one forward pass from 448 to 3584 pixels, and the rates of the network's parts."""
 
-import resource
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.machine import peak_memory_gib
 from benchmarks.network import build_network
 from benchmarks.timing import Row
 from piip.cost import executed_cost
@@ -103,7 +103,7 @@ def _main(name: str, side: str) -> None:
             start = time.perf_counter()
             network(image)
             times.append(time.perf_counter() - start)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = peak_memory_gib()
     gmacs = sum(part.macs for part in executed_cost(network, size, size).parts) / 1e9
     print(min(times), memory, gmacs)
 

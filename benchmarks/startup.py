@@ -23,8 +23,8 @@ from benchmarks.machine import RESULTS, machine
 from piip import create_model
 from piip.data.settings import ImageConfig
 from piip.files import write_json
-from piip.predict import Predictor
-from piip.train.building import new_detector
+from piip.predict import DetectionPredictor
+from piip.train.detection import DetectionTask
 from piip.train.recipe import TrainRecipe
 
 PIIP = [sys.executable, "-m", "piip.cli"]
@@ -63,8 +63,10 @@ def save_model(folder: Path) -> None:
     """Save a small detector with random weights."""
     torch.manual_seed(0)
     small = {"fpn_channels": 64, "representation_size": 256, "mask_channels": 64}
-    detector = new_detector(create_model("piip_nano"), TrainRecipe(detector=small), ("a", "b", "c"))
-    Predictor(detector, ImageConfig(scale=(512, 512))).save(folder)
+    detector = DetectionTask.new_model(
+        create_model("piip_nano"), TrainRecipe(detector=small), ("a", "b", "c")
+    )
+    DetectionPredictor(detector, ImageConfig(scale=(512, 512))).save(folder)
 
 
 def seconds(command: list[str]) -> tuple[float, float]:
