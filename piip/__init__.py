@@ -20,10 +20,18 @@ if TYPE_CHECKING:
     from piip.hub import from_pretrained, save_pretrained
     from piip.memory import keep_freed_memory
     from piip.network import PIIP, build_on_meta
-    from piip.predict import Predictor, load
+    from piip.predict import (
+        ClassificationPredictor,
+        DetectionPredictor,
+        Predictor,
+        SegmentationPredictor,
+        load,
+    )
     from piip.presets import get_config, list_models
     from piip.tasks.classification import ClassifierConfig, ImageClassifier
+    from piip.tasks.classified import Classification
     from piip.tasks.detection import Detections, Detector, DetectorConfig
+    from piip.tasks.segmentation import Segmentation, Segmenter, SegmenterConfig
 
 _HOMES = {
     "piip.config": ("BranchConfig", "InteractionConfig", "MergingConfig", "PIIPConfig"),
@@ -33,17 +41,28 @@ _HOMES = {
     "piip.hub": ("from_pretrained", "save_pretrained"),
     "piip.memory": ("keep_freed_memory",),
     "piip.network": ("PIIP", "build_on_meta"),
-    "piip.predict": ("Predictor", "load"),
+    "piip.predict": (
+        "ClassificationPredictor",
+        "DetectionPredictor",
+        "Predictor",
+        "SegmentationPredictor",
+        "load",
+    ),
     "piip.presets": ("get_config", "list_models"),
     "piip.tasks.classification": ("ClassifierConfig", "ImageClassifier"),
+    "piip.tasks.classified": ("Classification",),
     "piip.tasks.detection": ("Detections", "Detector", "DetectorConfig"),
+    "piip.tasks.segmentation": ("Segmentation", "Segmenter", "SegmenterConfig"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "PIIP",
     "BranchConfig",
+    "Classification",
+    "ClassificationPredictor",
     "ClassifierConfig",
+    "DetectionPredictor",
     "Detections",
     "Detector",
     "DetectorConfig",
@@ -52,6 +71,10 @@ __all__ = [
     "MergingConfig",
     "PIIPConfig",
     "Predictor",
+    "Segmentation",
+    "SegmentationPredictor",
+    "Segmenter",
+    "SegmenterConfig",
     "__version__",
     "build",
     "build_on_meta",

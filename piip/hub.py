@@ -17,6 +17,7 @@ from piip.files import cannot_write
 from piip.network import PIIP
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
 from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.segmentation import Segmenter, SegmenterConfig
 from piip.weights import check_finite, download, load_exactly, read_shards
 
 CONFIG_NAME = "config.json"
@@ -34,7 +35,7 @@ def save_pretrained(
     """Save a model as safetensors and a config.json; either both are complete or nothing is left.
 
     Args:
-        model: A `PIIP`, `Detector` or `ImageClassifier`.
+        model: A `PIIP`, `Detector`, `Segmenter` or `ImageClassifier`.
         folder: Where to; an earlier model there is replaced.
         metadata: Further JSON values that belong to the model, such as how images are prepared.
         push_to: Repository on the Hugging Face Hub to upload to as well.
@@ -147,8 +148,15 @@ def describe(model: nn.Module) -> dict[str, Any]:
             "network": model.backbone.config.to_dict(),
             "head": model.config.to_dict(),
         }
+    if isinstance(model, Segmenter) and isinstance(model.backbone, PIIP):
+        return {
+            "kind": "segmenter",
+            "network": model.backbone.config.to_dict(),
+            "head": model.config.to_dict(),
+        }
     raise ConfigError(
-        f"{type(model).__name__} cannot be saved; save a PIIP, an ImageClassifier or a Detector on a PIIP."
+        f"{type(model).__name__} cannot be saved; save a PIIP, or an ImageClassifier, a Detector or a Segmenter on "
+        "one."
     )
 
 
@@ -162,6 +170,8 @@ def _build(description: Mapping[str, Any], folder: Path) -> nn.Module:
             return ImageClassifier(ClassifierConfig.from_dict(description["head"]), network)
         if kind == "detector":
             return Detector(DetectorConfig.from_dict(description["head"]), network)
+        if kind == "segmenter":
+            return Segmenter(SegmenterConfig.from_dict(description["head"]), network)
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG_NAME} describes no possible model: {error}") from error
     raise CheckpointError(

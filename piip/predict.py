@@ -1,19 +1,24 @@
 """A trained model that takes image files: load it, call ``predict``, look at the result."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from piip.data.classification import timm_transform
 from piip.data.geometry import ImageMeta
 from piip.data.images import read_image, to_tensor
 from piip.data.settings import ImageConfig
 from piip.data.transforms import prepare_image
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.hub import find_folder, from_pretrained, read_description, save_pretrained
+from piip.tasks.classification import ImageClassifier
+from piip.tasks.classified import Classification
 from piip.tasks.detection import Detections, Detector, Instances
+from piip.tasks.segmentation import Segmentation, Segmenter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,38 +27,31 @@ if TYPE_CHECKING:
     Picture = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 
 
-class Predictor:
-    """A detector with everything that it needs to read images.
+class Predictor(ABC):
+    """A model with everything that it needs to read images.
 
     Args:
-        detector: The model.
+        model: The model.
         image: How images are prepared, as in training.
-        category_ids: COCO category of every class; 1, 2, ... by default.
         device: Where it runs; ``auto`` takes a GPU if there is one.
 
     Raises:
         ConfigError: The device is not there.
     """
 
-    def __init__(
-        self,
-        detector: Detector,
-        image: ImageConfig,
-        category_ids: tuple[int, ...] = (),
-        device: str | torch.device = "auto",
-    ) -> None:
+    def __init__(self, model: nn.Module, image: ImageConfig, device: str | torch.device = "auto") -> None:
         self.device = choose_device(device)
-        self.detector = detector.to(self.device).eval()
+        self.model: Any = model.to(self.device).eval()
         self.image = image
-        self.category_ids = category_ids
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in label order."""
-        return self.detector.config.classes
+        names: tuple[str, ...] = self.model.config.classes
+        return names
 
-    def predict(self, image: "Picture", score: float = 0.0) -> Detections:
-        """Find objects in one image.
+    def predict(self, image: "Picture", score: float = 0.0) -> Any:
+        """Return what the model sees in one image.
 
         Args:
             image: A file, a PIL image, an RGB array (H, W, 3) or an RGB tensor (3, H, W), both uint8.
@@ -64,29 +62,99 @@ class Predictor:
         """
         return next(self.predict_all([image], score))
 
-    def predict_all(self, images: Iterable["Picture"], score: float = 0.0) -> Iterator[Detections]:
-        """Find objects in images, one after the other; only one image is held in memory."""
+    @torch.inference_mode()
+    def predict_all(self, images: Iterable["Picture"], score: float = 0.0) -> Iterator[Any]:
+        """Look at images, one after the other; only one image is held in memory."""
         for number, image in enumerate(images):
-            yield self._predict(image, number, score)
+            pixels, path = _read(image)
+            yield self._predict(pixels, path, number, score)
 
     def save(self, folder: str | Path) -> None:
         """Save the model and how it reads images, for `load`."""
-        metadata = {"image": self.image.to_dict(), "category_ids": list(self.category_ids)}
-        save_pretrained(self.detector, folder, metadata)
+        save_pretrained(self.model, folder, self.metadata())
 
-    @torch.inference_mode()
-    def _predict(self, image: "Picture", number: int, score: float) -> Detections:
-        pixels, path = _read(image)
+    def metadata(self) -> dict[str, Any]:
+        """Return what is saved beside the model."""
+        return {"image": self.image.to_dict()}
+
+    def gather(self, images: list[dict[str, Any]], records: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return one JSON-ready description of the results for many images.
+
+        Args:
+            images: ``id``, ``file_name``, ``height`` and ``width`` of every image.
+            records: What the ``record`` of every result returned.
+        """
+        return {"images": [image | record for image, record in zip(images, records, strict=True)]}
+
+    @abstractmethod
+    def _predict(self, pixels: Tensor, path: Path | None, number: int, score: float) -> Any:
+        """Return the result for an image (3, H, W) uint8."""
+
+
+class DetectionPredictor(Predictor):
+    """A detector that takes image files; its results are `Detections`.
+
+    Args:
+        model: The detector.
+        image: How images are prepared, as in training.
+        category_ids: COCO category of every class; 1, 2, ... by default.
+        device: Where it runs; ``auto`` takes a GPU if there is one.
+    """
+
+    def __init__(
+        self,
+        model: Detector,
+        image: ImageConfig,
+        category_ids: tuple[int, ...] = (),
+        device: str | torch.device = "auto",
+    ) -> None:
+        super().__init__(model, image, device)
+        self.category_ids = category_ids or tuple(range(1, len(self.classes) + 1))
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what is saved beside the model."""
+        return super().metadata() | {"category_ids": list(self.category_ids)}
+
+    def gather(self, images: list[dict[str, Any]], records: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the objects of all images as a COCO data set."""
+        pairs = zip(self.category_ids, self.classes, strict=True)
+        categories = [{"id": number, "name": name} for number, name in pairs]
+        objects = [entry for record in records for entry in record["annotations"]]
+        return {"images": images, "categories": categories, "annotations": objects}
+
+    def _predict(self, pixels: Tensor, path: Path | None, number: int, score: float) -> Detections:
         prepared = prepare_image(pixels, self.image)
         size, original = ((t.shape[-2], t.shape[-1]) for t in (prepared, pixels))
         meta = ImageMeta.of(number, path.name if path else f"image {number}", original, size)
-        found = self.detector([prepared.to(self.device)], metas=[meta])
+        found = self.model([prepared.to(self.device)], metas=[meta])
         instances: Instances = found[0]
         return Detections(instances.cpu().filter(score), self.classes, self.category_ids, path, number)
 
 
+class SegmentationPredictor(Predictor):
+    """A segmenter that takes image files; its results are `Segmentation`s."""
+
+    def _predict(self, pixels: Tensor, path: Path | None, number: int, score: float) -> Segmentation:
+        prepared = prepare_image(pixels, self.image)
+        logits = self.model.segment(prepared[None].to(self.device), (pixels.shape[-2], pixels.shape[-1]))
+        labels = logits[0].argmax(0).to(torch.uint8).cpu()
+        return Segmentation(labels, self.classes, path, number)
+
+
+class ClassificationPredictor(Predictor):
+    """A classifier that takes image files; its results are `Classification`s."""
+
+    def _predict(self, pixels: Tensor, path: Path | None, number: int, score: float) -> Classification:
+        from torchvision.transforms.v2.functional import to_pil_image
+
+        prepared = timm_transform(self.image)(to_pil_image(pixels))
+        probabilities = self.model(prepared[None].to(self.device))[0].float().softmax(0).cpu()
+        size = (pixels.shape[-2], pixels.shape[-1])
+        return Classification(probabilities, self.classes, size, path, number)
+
+
 def load(source: str | Path, device: str | torch.device = "auto", revision: str | None = None) -> Predictor:
-    """Load a trained detector.
+    """Load a trained detector, segmenter or classifier.
 
     Args:
         source: A run folder, the folder of a saved model, or ``owner/name`` on the Hugging Face Hub.
@@ -94,19 +162,23 @@ def load(source: str | Path, device: str | torch.device = "auto", revision: str 
         revision: Branch, tag or commit of the repository on the Hub.
 
     Raises:
-        CheckpointError: There is no detector, or it is damaged.
+        CheckpointError: There is no model that can predict, or it is damaged.
         ConfigError: The device is not there.
     """
     folder = find_folder(source, revision)
     metadata = read_description(folder).get("metadata", {})
     model = from_pretrained(folder)
-    if not isinstance(model, Detector) or "image" not in metadata:
+    if not isinstance(model, Detector | Segmenter | ImageClassifier) or "image" not in metadata:
         raise CheckpointError(
             f"{folder} holds a {type(model).__name__} without image settings, which cannot predict; give the "
-            "folder of a training run or of a converted detector."
+            "folder of a training run or of a converted model."
         )
     image = ImageConfig.from_dict(metadata["image"])
-    return Predictor(model, image, tuple(metadata.get("category_ids", ())), device)
+    if isinstance(model, Segmenter):
+        return SegmentationPredictor(model, image, device)
+    if isinstance(model, ImageClassifier):
+        return ClassificationPredictor(model, image, device)
+    return DetectionPredictor(model, image, tuple(metadata.get("category_ids", ())), device)
 
 
 def choose_device(device: str | torch.device) -> torch.device:

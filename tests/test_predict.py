@@ -7,7 +7,7 @@ import piip
 from piip.data.settings import ImageConfig
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.network import PIIP
-from piip.predict import Predictor, load
+from piip.predict import DetectionPredictor, load
 from piip.tasks.detection import Detector, DetectorConfig
 from tests.helpers import tiny_config
 
@@ -24,7 +24,7 @@ def predictor():
         mask_channels=32,
         score_threshold=0.01,
     )
-    return Predictor(Detector(config, backbone), ImageConfig(scale=(160, 128)), (17, 18), "cpu")
+    return DetectionPredictor(Detector(config, backbone), ImageConfig(scale=(160, 128)), (17, 18), "cpu")
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_networks_without_a_head_cannot_predict(tmp_path):
 
 def test_missing_devices_are_named(tmp_path, predictor):
     with pytest.raises(ConfigError, match="The device 'cuda:7' is not there; use --device cpu or auto"):
-        Predictor(predictor.detector, predictor.image, device="cuda:7")
+        DetectionPredictor(predictor.model, predictor.image, device="cuda:7")
 
 
 @pytest.mark.parametrize(

@@ -8,50 +8,68 @@ from piip.cli.console import console
 from piip.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from piip.config import PIIPConfig
+    from piip.predict import Predictor
     from piip.tasks.detection import DetectorConfig
+    from piip.tasks.segmentation import SegmenterConfig
+    from piip.train.recipe import TrainRecipe
 
 
 def convert_released(checkpoint: Path, out: Path, model: str = "", recipe: Path | None = None) -> Path:
     """Turn a released checkpoint into a model folder.
 
-    A released Mask R-CNN needs the recipe it was trained with, which says how images are prepared; the result is
-    a folder that piip predict and piip eval load. With --model alone, only the network is converted: that of a
-    detector or segmenter, the vision tower of a LLaVA, a classifier with its heads.
+    A released Mask R-CNN or UperNet needs the recipe it was trained with, which says how images are prepared; the
+    result is a folder that piip predict and piip eval load. With --model alone, only the network is converted: that
+    of a detector or segmenter, the vision tower of a LLaVA, a classifier with its heads.
 
     Args:
         checkpoint: A released .pth file or the folder of a LLaVA; nothing in it is unpickled.
         out: The new folder.
         model: The published configuration of the network; the recipe's by default.
-        recipe: A recipe of recipes/coco.
+        recipe: A recipe of recipes/coco or recipes/ade20k.
     """
     from piip.convert.checkpoint import convert_checkpoint
     from piip.hub import save_pretrained
-    from piip.predict import Predictor
     from piip.presets import get_config
-    from piip.tasks.detection import Detector
     from piip.train.recipe import load_recipe
 
     loaded = load_recipe(recipe) if recipe is not None else None
     name = model or (loaded.model.name if loaded else None)
     if not name:
-        raise ConfigError("Give --model NAME for a network alone, or --recipe FILE for a detector.")
+        raise ConfigError(
+            "Give --model NAME for a network alone, or --recipe FILE for a detector or segmenter."
+        )
     config = get_config(name)
     if loaded is None:
         save_pretrained(convert_checkpoint(checkpoint, config), out)
     else:
-        detector = convert_checkpoint(checkpoint, config, _head(loaded.detector, config))
-        assert isinstance(detector, Detector)
-        Predictor(detector, loaded.image, CATEGORY_IDS, device="cpu").save(out)
+        model_of_recipe = convert_checkpoint(checkpoint, config, _head(loaded, config))
+        _predictor(model_of_recipe, loaded).save(out)
     console().print(f"converted {checkpoint} to {out}", markup=False)
     return out
 
 
-def _head(settings: dict[str, Any], config: "PIIPConfig") -> "DetectorConfig":
-    """Return the released detector on a network; only its channels and padding differ between checkpoints."""
+def _head(recipe: "TrainRecipe", config: "PIIPConfig") -> "DetectorConfig | SegmenterConfig":
+    """Return the released head on a network; only its channels and padding differ between checkpoints."""
+    from piip.data import ade20k
     from piip.network import build_on_meta
     from piip.tasks.detection import DetectorConfig
+    from piip.tasks.segmentation import SegmenterConfig
 
     network = build_on_meta(config)
-    described = {"in_channels": network.out_channels, "strides": tuple(map(int, network.strides))}
-    return DetectorConfig.from_dict(described | settings | {"classes": CLASSES})
+    described: dict[str, Any] = {"in_channels": network.out_channels}
+    if recipe.task == "segmentation":
+        return SegmenterConfig.from_dict(described | recipe.segmenter | {"classes": ade20k.CLASSES})
+    described["strides"] = tuple(map(int, network.strides))
+    return DetectorConfig.from_dict(described | recipe.detector | {"classes": CLASSES})
+
+
+def _predictor(model: "nn.Module", recipe: "TrainRecipe") -> "Predictor":
+    from piip.predict import DetectionPredictor, SegmentationPredictor
+    from piip.tasks.detection import Detector
+
+    if isinstance(model, Detector):
+        return DetectionPredictor(model, recipe.image, CATEGORY_IDS, device="cpu")
+    return SegmentationPredictor(model, recipe.image, device="cpu")

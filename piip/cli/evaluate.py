@@ -15,7 +15,7 @@ def evaluate(
     device: str = "auto",
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure a trained model on a data set: overall, by object size and by class.
+    """Measure a trained model on a data set: overall, by class and, for detectors, by object size.
 
     Args:
         model: A run, or the folder of a saved model.
@@ -27,7 +27,7 @@ def evaluate(
     """
     from piip import load
     from piip.files import write_json
-    from piip.train.evaluation import evaluate_detector
+    from piip.train.evaluation import evaluate_model
     from piip.train.folder import RunFolder
 
     run = RunFolder(Path(model))
@@ -39,7 +39,7 @@ def evaluate(
     limit = max_detections
     if limit is None:
         limit = recipe.trainer.max_detections if recipe else 100
-    scores = evaluate_detector(load(model, device), folder, split, limit)
+    scores = evaluate_model(load(model, device), folder, split, limit)
     _print(f"{model} on {split} of {folder}", scores)
     target = out or (run.path / f"eval_{split}.json" if recipe else None)
     if target is not None:
@@ -47,12 +47,19 @@ def evaluate(
     return scores
 
 
+_HEADLINE = ("A", "mIoU", "mAcc", "aAcc", "top1", "top5")
+"""How the names of metrics over all classes begin."""
+
+
 def _print(title: str, scores: dict[str, Any]) -> None:
     kinds = list(scores)
-    names = [name for name in scores[kinds[0]] if name.startswith("A")]
+    names = [name for name in scores[kinds[0]] if name.startswith(_HEADLINE)]
     rows = [[name, *(percent(scores[kind][name]) for kind in kinds)] for name in names]
     table(title, ["metric", *kinds], rows)
-    classes = list(scores[kinds[0]]["classes"])
+    classes = scores[kinds[0]]["classes"]
     if len(classes) > 1:
-        rows = [[name, *(percent(scores[kind]["classes"][name]["AP"]) for kind in kinds)] for name in classes]
-        table("AP by class", ["class", *kinds], rows)
+        metric = next(iter(next(iter(classes.values()))))
+        rows = [
+            [name, *(percent(scores[kind]["classes"][name][metric]) for kind in kinds)] for name in classes
+        ]
+        table(f"{metric} by class", ["class", *kinds], rows)

@@ -17,38 +17,40 @@ def predict_images(
     score: float = 0.5,
     device: str = "auto",
 ) -> Path:
-    """Find objects in images with a trained model.
+    """Show what a trained model sees in images.
 
-    Writes every image with its objects drawn on it, and predictions.json with all of them in COCO's format.
+    Writes every image with what is seen drawn on it, and predictions.json: objects in COCO's format, or how much of
+    the image each class covers, with a mask of class numbers (NAME_mask.png) for every image.
 
     Args:
         images: Image files or folders of images.
         model: A run, the folder of a saved model, or owner/name on the Hugging Face Hub.
         out: Folder for the drawn images and predictions.json.
-        score: Leave out objects with a lower score.
+        score: Leave out objects with a lower score; of a detector.
         device: Where the model runs: auto, cpu, cuda, cuda:1, mps.
     """
     from piip import load
     from piip.files import write_json
+    from piip.tasks.segmentation import Segmentation
 
     files = _files(images)
     targets = _targets(files, out)
     predictor = load(model, device)
-    listed, results = [], []
+    seen = []
     with _all_or_nothing(targets):
         for found in predictor.predict_all(files, score):
             path, target = files[found.image_id], targets[found.image_id]
             found.plot(target)
-            height, width = found.instances.original_size
-            listed.append({"id": found.image_id, "file_name": str(path), "height": height, "width": width})
-            results += found.to_coco()
-            counts = {name: found.names().count(name) for name in predictor.classes if name in found.names()}
-            summary = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
-            console().print(f"{path}: {summary} -> {target}", markup=False)
-    ids = predictor.category_ids or tuple(range(1, len(predictor.classes) + 1))
-    categories = [{"id": number, "name": name} for number, name in zip(ids, predictor.classes, strict=True)]
-    content = {"images": listed, "categories": categories, "annotations": results}
-    write_json(out / "predictions.json", content, indent=None)
+            if isinstance(found, Segmentation):
+                targets.append(target.with_name(f"{target.stem}_mask.png"))
+                found.save_mask(targets[-1])
+            seen.append(found.record())
+            console().print(f"{path}: {found.summary() or 'nothing'} -> {target}", markup=False)
+    images_seen = [
+        {"id": number, "file_name": str(path), "height": record.pop("height"), "width": record.pop("width")}
+        for number, (path, record) in enumerate(zip(files, seen, strict=True))
+    ]
+    write_json(out / "predictions.json", predictor.gather(images_seen, seen), indent=None)
     return out
 
 

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from piip.config import BranchConfig, PIIPConfig
 from piip.convert.detector import detector_state_dict
 from piip.convert.official import convert_network, translate_network
+from piip.convert.segmenter import segmenter_state_dict
 from piip.errors import CheckpointError
 from piip.network import PIIP
 from piip.tasks.classification import ImageClassifier
 from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.segmentation import Segmenter, SegmenterConfig
 from piip.weights import load_exactly, read_state_dict
 
 State = dict[str, Tensor]
@@ -27,16 +29,16 @@ NETWORK_INSIDE = {
 
 
 def convert_checkpoint(
-    path: str | Path, config: PIIPConfig, detector: DetectorConfig | None = None
-) -> PIIP | ImageClassifier | Detector:
+    path: str | Path, config: PIIPConfig, head: DetectorConfig | SegmenterConfig | None = None
+) -> PIIP | ImageClassifier | Detector | Segmenter:
     """Read a released file of the original.
 
     Args:
         path: A file of mmdetection, mmsegmentation, DeepSpeed, a classifier, a LLaVA or a bare network; it is read
             without unpickling.
         config: The network that the file is of, such as ``piip.get_config("piip_tsb_1120_896_448")``.
-        detector: The detector around it; None takes only the network, with the heads of a classifier, and leaves
-            the heads of detectors and segmenters and the language models of LLaVAs out.
+        head: The detector or segmenter around it; None takes only the network, with the heads of a classifier, and
+            leaves the heads of detectors and segmenters and the language models of LLaVAs out.
 
     Returns:
         The model in evaluation mode.
@@ -47,19 +49,20 @@ def convert_checkpoint(
     state = read_state_dict(path)
     inside, heads, strange = split_network(state)
     config = with_released_widths(config, inside).replace(size_divisor=1)  # as the original
-    if detector is None:
+    if head is None:
         if heads:
             names = sorted({key.partition(".")[0] for key in heads})
             warnings.warn(f"{len(heads)} tensors of {', '.join(names)} are left out.", stacklevel=2)
         return convert_network(config, inside | strange)  # which reports the strange ones
     if not heads:
-        raise CheckpointError(f"{path} holds a network without a detector; convert it without a recipe.")
+        raise CheckpointError(f"{path} holds a network without a head; convert it without a recipe.")
     with torch.device("meta"):
         network = PIIP(config)
-        model = Detector(detector, network)
+        model = Segmenter(head, network) if isinstance(head, SegmenterConfig) else Detector(head, network)
     translated, unknown = translate_network(inside, network)
     named = {f"{_backbone_name(model)}.{key}": value for key, value in translated.items()}
-    load_exactly(model, named | detector_state_dict(heads), [*unknown, *strange])
+    renamed = segmenter_state_dict(heads) if isinstance(model, Segmenter) else detector_state_dict(heads)
+    load_exactly(model, named | renamed, [*unknown, *strange])
     return model.eval()
 
 

@@ -60,6 +60,36 @@ class SplitStatistics:
     largest: tuple[int, int]
     busiest: int
 
+    def lines(self, split: str) -> list[str]:
+        """Return the numbers as text with a bar chart of the classes."""
+        extent = f"{self.smallest[0]} x {self.smallest[1]} to {self.largest[0]} x {self.largest[1]}"
+        sizes = ", ".join(f"{count} {name}" for name, count in self.sizes.items())
+        return [
+            f"{split}: {self.images} images ({self.empty} empty) of {extent} pixels",
+            f"  {self.boxes} objects ({sizes}), {self.outlined} with an outline, {self.crowds} crowds, "
+            f"at most {self.busiest} in an image",
+            *_bars(self.classes),
+        ]
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """Numbers of one split whose images have masks or classes.
+
+    Attributes:
+        images: Images.
+        classes: Pixels or images by class name, in label order.
+        unit: What is counted.
+    """
+
+    images: int
+    classes: Mapping[str, int]
+    unit: Literal["pixels", "images"]
+
+    def lines(self, split: str) -> list[str]:
+        """Return the numbers as text with a bar chart of the classes."""
+        return [f"{split}: {self.images} images, {self.unit} by class", *_bars(self.classes)]
+
 
 @dataclass(frozen=True)
 class CheckReport:
@@ -74,7 +104,7 @@ class CheckReport:
 
     layout: str
     folder: Path
-    splits: Mapping[str, SplitStatistics]
+    splits: Mapping[str, SplitStatistics | LabelStatistics]
     problems: tuple[Problem, ...]
 
     @property
@@ -90,7 +120,7 @@ class CheckReport:
         """Return the report as plain text."""
         text = [f"{self.layout} data set in {self.folder}"]
         for split, statistics in self.splits.items():
-            text += ["", *_statistics_lines(split, statistics)]
+            text += ["", *statistics.lines(split)]
         text += ["", *(_problem_line(problem) for problem in self.problems)]
         counts = {level: sum(p.severity == level for p in self.problems) for level in _ORDER}
         summary = ", ".join(
@@ -129,18 +159,12 @@ def _problem_line(problem: Problem) -> str:
     return f"{problem.severity:<8}{problem.split}: {problem.what} ({problem.count}): {places}"
 
 
-def _statistics_lines(split: str, numbers: SplitStatistics) -> list[str]:
-    """Return the numbers of a split with a bar chart of its classes."""
-    extent = f"{numbers.smallest[0]} x {numbers.smallest[1]} to {numbers.largest[0]} x {numbers.largest[1]}"
-    sizes = ", ".join(f"{count} {name}" for name, count in numbers.sizes.items())
-    text = [
-        f"{split}: {numbers.images} images ({numbers.empty} empty) of {extent} pixels",
-        f"  {numbers.boxes} objects ({sizes}), {numbers.outlined} with an outline, {numbers.crowds} crowds, "
-        f"at most {numbers.busiest} in an image",
+def _bars(counts: Mapping[str, int]) -> list[str]:
+    """Return a line with a bar for every class."""
+    most = max(counts.values(), default=0)
+    width = max((len(name) for name in counts), default=0)
+    digits = max(7, len(str(most)))
+    return [
+        f"  {name:<{width}} {count:>{digits}} {'#' * round(_BAR * count / most) if most else ''}".rstrip()
+        for name, count in counts.items()
     ]
-    most = max(numbers.classes.values(), default=0)
-    width = max((len(name) for name in numbers.classes), default=0)
-    for name, count in numbers.classes.items():
-        bar = "#" * round(_BAR * count / most) if most else ""
-        text.append(f"  {name:<{width}} {count:>7} {bar}".rstrip())
-    return text

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as tvf
 from piip.data.geometry import scale_factor
 from piip.data.resize import keep_ratio_size, resize_image, resize_mask
 from piip.data.settings import AugmentConfig, ImageConfig, Method
+from piip.errors import ConfigError
 
 Sample = dict[str, Any]
 Augment = Callable[[Sample], Sample]
@@ -59,7 +60,12 @@ def training_transform(config: AugmentConfig, image: ImageConfig) -> Augment:
     Args:
         config: What to draw.
         image: Its ``resize`` method is used, and its ``scale`` where the augmentation names none.
+
+    Raises:
+        ConfigError: The policy is one for segmenters.
     """
+    if config.policy == "crop":
+        raise ConfigError("augment.policy crop is for segmenters; use resize or detr with a detector.")
     steps: list[Augment] = [v2.RandomHorizontalFlip(config.flip)]
     if config.policy == "detr":
         steps.append(_detr_resize(config.factor, image.resize))

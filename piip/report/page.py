@@ -18,7 +18,7 @@ from piip.hub import read_description
 from piip.report.sections import Section, cost_section, metrics_section, percent, pyramid_section
 from piip.report.svg import Series, line_chart
 from piip.train.clock import clock
-from piip.train.curves import series, smoothed
+from piip.train.curves import metric_charts, series, smoothed
 from piip.train.folder import RunFolder
 
 IMAGE_SIDE = 640  # pixels of an embedded picture: sharp on the page, small in the file
@@ -114,6 +114,12 @@ def _header(report: Report, results: dict[str, Any]) -> str:
         if isinstance(scores := results.get(kind), dict):
             numbers.append((percent(scores["AP"]), f"{kind} AP"))
             numbers.append((percent(scores["AP50"]), f"{kind} AP at IoU 0.5"))
+    if isinstance(scores := results.get("segmentation"), dict):
+        numbers.append((percent(scores["mIoU"]), "mean IoU"))
+        numbers.append((percent(scores["aAcc"]), "pixels found"))
+    if isinstance(scores := results.get("classification"), dict):
+        numbers.append((percent(scores["top1"]), "top-1 accuracy"))
+        numbers.append((percent(scores["top5"]), "top-5 accuracy"))
     if "seconds" in results:
         numbers.append((clock(results["seconds"]), "training time"))
     items = "".join(f"<li><b>{value}</b><span>{escape(label)}</span></li>" for value, label in numbers)
@@ -124,23 +130,25 @@ def _header(report: Report, results: dict[str, Any]) -> str:
 
 
 def _samples_section(folder: RunFolder) -> Section | None:
-    pairs = [
-        (path, truth)
-        for path in sorted(folder.samples.glob("*.png"))
-        if (truth := path.with_name(f"{path.stem}_truth.png")).exists()
-    ]
-    if not pairs:
+    drawn = [path for path in sorted(folder.samples.glob("*.png")) if not path.stem.endswith("_truth")]
+    if not drawn:
         return None
-    figures = "".join(
-        f'<figure class="pair"><div>{_picture(path, "prediction")}<span>found</span></div>'
-        f"<div>{_picture(truth, 'ground truth')}<span>annotated</span></div></figure>"
-        for path, truth in pairs
-    )
+    figures = "".join(_sample(path) for path in drawn)
     text = (
-        "Validation images that the model has never seen: what it finds with a score of at least 0.3, and what is "
-        "there."
+        "Validation images that the model has never seen: what it finds (objects with a score of at least "
+        "0.3), and what is there."
     )
     return Section("What it sees", f'<p>{text}</p><div class="pairs">{figures}</div>')
+
+
+def _sample(path: Path) -> str:
+    """Return a figure of a drawn prediction, beside what is there where that is drawn as well."""
+    truth = path.with_name(f"{path.stem}_truth.png")
+    found = f"<div>{_picture(path, 'prediction')}<span>found</span></div>"
+    if not truth.exists():
+        return f'<figure class="pair">{found}</figure>'
+    annotated = f"<div>{_picture(truth, 'ground truth')}<span>annotated</span></div>"
+    return f'<figure class="pair">{found}{annotated}</figure>'
 
 
 def _learning_section(folder: RunFolder) -> Section | None:
@@ -157,30 +165,16 @@ def _learning_section(folder: RunFolder) -> Section | None:
             )
         )
     charts = [("Loss over optimiser steps, smoothed.", line_chart(losses, "step"))]
-    for kind in ("mask", "box"):
+    for chart in metric_charts(rows):
         lines = [
             Series(
-                label,
-                [
-                    (row["epoch"], 100 * row[f"val/{kind}/{metric}"])
-                    for row in rows
-                    if f"val/{kind}/{metric}" in row
-                ],
+                column.rpartition("/")[2].removeprefix("AP_"),
+                [(row["epoch"], 100 * row[column]) for row in rows if column in row],
             )
-            for metric, label in (
-                ("AP", "AP"),
-                ("AP50", "AP50"),
-                ("AP_small", "small"),
-                ("AP_medium", "medium"),
-                ("AP_large", "large"),
-            )
+            for column in chart.columns
         ]
-        charts.append(
-            (
-                f"{kind.capitalize()} average precision on the validation images, in percent.",
-                line_chart(lines, "epoch"),
-            )
-        )
+        title = f"{chart.title[0].upper()}{chart.title[1:]}"
+        charts.append((f"{title} on the validation images, in percent.", line_chart(lines, "epoch")))
     figures = "".join(
         f"<figure>{chart}<figcaption>{escape(text)}</figcaption></figure>" for text, chart in charts if chart
     )

@@ -8,7 +8,7 @@ from typing import Any
 from piip.config import PIIPConfig
 from piip.cost import detector_cost
 from piip.network import build_on_meta
-from piip.report.svg import pyramid_figure
+from piip.report.svg import confusion_figure, pyramid_figure
 from piip.train.folder import RunFolder
 
 SIZES = (
@@ -16,6 +16,8 @@ SIZES = (
     ("medium", "32 × 32 to 96 × 96"),
     ("large", "above 96 × 96"),
 )
+LARGEST_MATRIX = 40
+"""Classes up to which a confusion matrix can be read."""
 BAR_WIDTH = 7.0  # em of a full bar
 
 
@@ -48,7 +50,7 @@ def pyramid_section(config: PIIPConfig) -> Section:
     caption = (
         f"From left to right: the image at {config.num_branches} sizes (sides in pixels), the branches with their "
         f"blocks, {config.num_interactions} rounds of interaction (dashed), merging, and the maps that the "
-        "detector reads."
+        "head reads."
     )
     return Section(
         "The inverted pyramid",
@@ -57,7 +59,11 @@ def pyramid_section(config: PIIPConfig) -> Section:
 
 
 def metrics_section(results: Mapping[str, Any]) -> Section | None:
-    """Return the metrics of the best epoch: overall, by object size, by class."""
+    """Return the metrics of the best epoch: overall, by class and, of detectors, by object size."""
+    if isinstance(results.get("segmentation"), Mapping):
+        return _segmentation_section(results["segmentation"], results.get("epoch", "?"))
+    if isinstance(results.get("classification"), Mapping):
+        return _classification_section(results["classification"], results.get("epoch", "?"))
     scores = {kind: results[kind] for kind in ("mask", "box") if isinstance(results.get(kind), Mapping)}
     if not scores:
         return None
@@ -87,6 +93,42 @@ def metrics_section(results: Mapping[str, Any]) -> Section | None:
         f"<div><h3>By object size</h3>{table(['objects', *kinds], sizes)}</div></div>"
         f"<h3>By class</h3>{table(['class', *kinds, ''], classes)}"
     )
+    return Section("How well it does", html)
+
+
+def _segmentation_section(scores: Mapping[str, Any], epoch: object) -> Section:
+    overall = [
+        ["mean IoU", percent(scores["mIoU"])],
+        ["mean accuracy of the classes", percent(scores["mAcc"])],
+        ["pixels found", percent(scores["aAcc"])],
+    ]
+    by_class = scores["classes"]
+    classes = [
+        [name, percent(by_class[name]["IoU"]), percent(by_class[name]["Acc"]), bar(by_class[name]["IoU"])]
+        for name in sorted(by_class, key=lambda name: -(by_class[name]["IoU"] or 0))
+    ]
+    html = (
+        f"<p>Intersection over union and accuracy of the best epoch ({epoch}), in percent.</p>"
+        f"{table(['', ''], overall)}<h3>By class</h3>{table(['class', 'IoU', 'accuracy', ''], classes)}"
+    )
+    return Section("How well it does", html)
+
+
+def _classification_section(scores: Mapping[str, Any], epoch: object) -> Section:
+    by_class = scores["classes"]
+    classes = [
+        [name, percent(by_class[name]["Acc"]), bar(by_class[name]["Acc"])]
+        for name in sorted(by_class, key=lambda name: -(by_class[name]["Acc"] or 0))
+    ]
+    html = (
+        f"<p>Accuracy of the best epoch ({epoch}) in percent: {percent(scores['top1'])}, among the five most "
+        f"probable classes {percent(scores['top5'])}.</p>"
+        f"<h3>By class</h3>{table(['class', 'accuracy', ''], classes)}"
+    )
+    if len(by_class) <= LARGEST_MATRIX:
+        matrix = confusion_figure(list(by_class), scores["confusion"])
+        caption = "Images of each class (rows) and what they were taken for (columns), in percent of the row."
+        html += f"<h3>What is taken for what</h3><figure>{matrix}<figcaption>{caption}</figcaption></figure>"
     return Section("How well it does", html)
 
 

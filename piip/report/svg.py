@@ -199,3 +199,37 @@ def _levels(x: float, y: float, count: int) -> list[str]:
         )
         top += side + 12
     return parts
+
+
+def confusion_figure(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """Return a confusion matrix: the darker a cell, the larger its share of the row.
+
+    Args:
+        names: Class names.
+        counts: Numbers of each class (rows) that were taken for each class (columns).
+    """
+    cell, top = 30, 12
+    left = round(12 + 6.4 * max(len(name) for name in names))
+    side = cell * len(names)
+    parts = []
+    for row, line in enumerate(counts):
+        y = top + row * cell
+        parts.append(_text(left - 8, y + cell / 2 + 4, names[row], anchor="end"))
+        parts.append(
+            f'<text transform="translate({left + row * cell + cell / 2 + 4:.0f} {top + side + 8}) rotate(60)" '
+            f'font-size="11" fill="{SOFT}">{escape(names[row])}</text>'
+        )
+        for column, count in enumerate(line):
+            share = count / max(sum(line), 1)
+            colour = COLOURS[0] if row == column else COLOURS[1]
+            x = left + column * cell
+            parts.append(
+                f'<rect x="{x}" y="{y}" width="{cell - 2}" height="{cell - 2}" rx="3" fill="{colour}" '
+                f'fill-opacity="{0.06 + 0.94 * share:.2f}"/>'
+            )
+            if share >= 0.005:
+                ink = "#fff" if share > 0.45 else INK
+                place = (x + cell / 2 - 1, y + cell / 2 + 3)
+                parts.append(_text(*place, f"{100 * share:.0f}", anchor="middle", colour=ink))
+    width = left + side + 90
+    return _svg(width, top + side + left, parts, "Confusion matrix")

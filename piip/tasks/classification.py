@@ -26,6 +26,7 @@ class ClassifierConfig(Described):
     Attributes:
         num_classes: Number of classes.
         head: ``merged``: one head on the mean of the merged map; ``branch_heads``: a head per branch, averaged.
+        classes: Class names in label order; without them, classes are numbers.
         token: What a branch head reads. The released models were trained on the top-left patch token. A merged
             head reads the mean of the map.
     """
@@ -33,10 +34,17 @@ class ClassifierConfig(Described):
     num_classes: int
     head: ClassificationHead = "branch_heads"
     token: HeadToken = "first_patch"
+    classes: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Refuse a head without classes."""
         self.check_range("num_classes", 1)
+        if not self.classes:
+            object.__setattr__(self, "classes", tuple(str(number) for number in range(self.num_classes)))
+        if len(self.classes) != self.num_classes:
+            raise ConfigError(
+                f"There are {len(self.classes)} names for {self.num_classes} classes; give one for each."
+            )
 
 
 class ImageClassifier(nn.Module):

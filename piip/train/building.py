@@ -6,13 +6,14 @@ from piip.errors import ConfigError
 from piip.factory import build, create_model, load_branches
 from piip.hub import from_pretrained
 from piip.network import PIIP
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.train.optimizer import find_network
 from piip.train.recipe import ModelRecipe, TrainRecipe
+from piip.train.task import task_of
 from piip.weights import load_pretrained
 
 
-def build_detector(recipe: TrainRecipe, classes: tuple[str, ...]) -> Detector:
-    """Return the detector that a recipe trains, its weights loaded and its branches frozen.
+def build_model(recipe: TrainRecipe, classes: tuple[str, ...]) -> nn.Module:
+    """Return the model that a recipe trains, its weights loaded and its branches frozen.
 
     Args:
         recipe: The run.
@@ -22,18 +23,18 @@ def build_detector(recipe: TrainRecipe, classes: tuple[str, ...]) -> Detector:
         ConfigError: The recipe names no model, or a model that knows other classes than the data has.
         CheckpointError: Weights cannot be loaded.
     """
-    start = _load_start(recipe.model)
-    if isinstance(start, Detector) and not recipe.model.new_head:
+    task = task_of(recipe)
+    start = from_pretrained(recipe.model.start) if recipe.model.start is not None else None
+    if isinstance(start, task.model) and not recipe.model.new_head:
         _check_classes(start, classes, recipe.model)
-        detector = start
+        model = start
     else:
-        network = start.backbone if isinstance(start, Detector) else start
-        detector = new_detector(build_network(recipe.model) if network is None else network, recipe, classes)
-    network = detector.backbone
-    if isinstance(network, PIIP):
-        network.freeze(recipe.model.freeze)
-        network.set_grad_checkpointing(recipe.trainer.grad_checkpointing)
-    return detector.train()
+        network = build_network(recipe.model) if start is None else find_network(start)[1]
+        model = task.new_model(network, recipe, classes)
+    network = find_network(model)[1]
+    network.freeze(recipe.model.freeze)
+    network.set_grad_checkpointing(recipe.trainer.grad_checkpointing)
+    return model.train()
 
 
 def build_network(model: ModelRecipe) -> PIIP:
@@ -60,33 +61,8 @@ def build_network(model: ModelRecipe) -> PIIP:
     return network
 
 
-def new_detector(network: nn.Module, recipe: TrainRecipe, classes: tuple[str, ...]) -> Detector:
-    """Return a detector with a new head on a network.
-
-    Raises:
-        ConfigError: The network has no four maps, or a setting of the head is impossible.
-    """
-    if not isinstance(network, PIIP) or len(network.out_channels) != 4:
-        found = len(network.out_channels) if isinstance(network, PIIP) else 0
-        raise ConfigError(
-            f"A detector needs a network with four maps, this one has {found}; choose a detection model or set "
-            "merging.pyramid_levels to [1, 2, 3, 4]."
-        )
-    described = {"in_channels": network.out_channels, "strides": tuple(map(int, network.strides))}
-    return Detector(DetectorConfig.from_dict(described | recipe.detector | {"classes": classes}), network)
-
-
-def _load_start(model: ModelRecipe) -> Detector | PIIP | None:
-    if model.start is None:
-        return None
-    loaded = from_pretrained(model.start)
-    if not isinstance(loaded, Detector | PIIP):
-        raise ConfigError(f"{model.start} is a {type(loaded).__name__}; start from a detector or a network.")
-    return loaded
-
-
-def _check_classes(detector: Detector, classes: tuple[str, ...], model: ModelRecipe) -> None:
-    known = detector.config.classes
+def _check_classes(start: nn.Module, classes: tuple[str, ...], model: ModelRecipe) -> None:
+    known: tuple[str, ...] = start.config.classes  # type: ignore[union-attr, assignment]
     if known == classes:
         return
     raise ConfigError(

@@ -1,7 +1,7 @@
 """Curves of a run as PNG files."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from piip.errors import require
 from piip.files import atomic_write
@@ -24,13 +24,45 @@ def plot_curves(folder: RunFolder) -> list[Path]:
     """
     rows = folder.read_metrics()
     losses = sorted({key for row in rows for key in row if key.startswith("train/loss")})
-    kinds = [kind for kind in ("mask", "box") if any(f"val/{kind}/AP" in row for row in rows)]
     written = [_plot(folder.curves / "loss.png", rows, losses, "loss", smooth=True)]
     written.append(_plot(folder.curves / "learning_rate.png", rows, ["train/lr"], "learning rate"))
-    for kind in kinds:
-        names = [f"val/{kind}/{metric}" for metric in ("AP", "AP50", "AP_small", "AP_medium", "AP_large")]
-        written.append(_plot(folder.curves / f"{kind}_ap.png", rows, names, f"{kind} AP", percent=True))
+    for chart in metric_charts(rows):
+        written.append(_plot(folder.curves / chart.file, rows, chart.columns, chart.title, percent=True))
     return written
+
+
+class MetricChart(NamedTuple):
+    """Metrics of evaluations that belong into one chart.
+
+    Attributes:
+        file: Name of the drawn file.
+        title: What is shown.
+        columns: Names in metrics.csv.
+    """
+
+    file: str
+    title: str
+    columns: list[str]
+
+
+_CHARTS = (
+    *(
+        MetricChart(
+            f"{kind}_ap.png",
+            f"{kind} AP",
+            [f"val/{kind}/{metric}" for metric in ("AP", "AP50", "AP_small", "AP_medium", "AP_large")],
+        )
+        for kind in ("mask", "box")
+    ),
+    MetricChart("accuracy.png", "accuracy", ["val/top1", "val/top5"]),
+    MetricChart("miou.png", "mIoU and accuracies", ["val/mIoU", "val/mAcc", "val/aAcc"]),
+)
+
+
+def metric_charts(rows: list[dict[str, float]]) -> list[MetricChart]:
+    """Return the charts for which a run has numbers."""
+    known = {column for row in rows for column in row}
+    return [chart for chart in _CHARTS if chart.columns[0] in known]
 
 
 def figure(width: float, height: float) -> tuple[Any, Any]:

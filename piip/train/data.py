@@ -1,18 +1,17 @@
 """Data loaders of a training run, the same batches after every restart."""
 
 import signal
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from piip.data.coco import DetectionDataset, collate
-from piip.data.layout import find_dataset
 from piip.data.sampler import GroupedBatchSampler
-from piip.errors import ConfigError, DataError
+from piip.errors import ConfigError
 from piip.train.recipe import TrainRecipe
 
 
@@ -77,8 +76,8 @@ class ResumableLoader(DataLoader):
         self._start = (state["epoch"], state["done"])
 
 
-class DetectionData(L.LightningDataModule):
-    """Training and validation loaders of a detection recipe.
+class TaskData(L.LightningDataModule):
+    """Training and validation loaders of a recipe; a task is a subclass that reads its kind of data.
 
     Args:
         recipe: The run.
@@ -88,61 +87,50 @@ class DetectionData(L.LightningDataModule):
         val_set: Validation split with the same classes.
 
     Raises:
+        ConfigError: The recipe names no data.
         DataError: The data set cannot be used.
     """
+
+    train_set: Any
+    val_set: Any
 
     def __init__(self, recipe: TrainRecipe) -> None:
         super().__init__()
         if not recipe.data.folder:
             raise ConfigError("The recipe names no data; add --data.folder FOLDER.")
         self.recipe = recipe
-        layout = find_dataset(recipe.data.folder)
-        seed = recipe.trainer.seed
-        self.train_set = DetectionDataset(
-            layout.split(recipe.data.train),
-            recipe.image,
-            recipe.augment,
-            masks=recipe.masks,
-            classes=recipe.data.classes or None,
-            keep_empty=recipe.data.keep_empty,
-            seed=seed,
-        )
-        self.val_set = DetectionDataset(
-            layout.split(recipe.data.val), recipe.image, masks=False, classes=self.train_set.classes
-        )
-        self._check_validation()
+        self.read()
 
-    def _check_validation(self) -> None:
-        """Refuse a split on which the run could not be measured."""
-        index = self.val_set.index
-        strange = [name for name in index.classes if name not in self.train_set.index.classes]
-        if strange and not self.recipe.data.classes:
-            raise DataError(
-                f"{index.source} has the class {strange[0]!r}, which the training split lacks; mend one of them, "
-                "or name the classes to keep in data.classes."
-            )
-        if not len(self.val_set.objects):
-            raise DataError(f"{index.source} has no objects, so that nothing can be measured on it.")
-        if self.recipe.masks:
-            self.val_set.require_outlines(self.val_set.objects)
+    @abstractmethod
+    def read(self) -> None:
+        """Set ``train_set`` and ``val_set``, and refuse what could not be trained on or measured."""
+
+    @staticmethod
+    @abstractmethod
+    def collate(items: Any) -> Any:
+        """Make a batch of items."""
+
+    def groups(self, dataset: Any) -> NDArray[np.int64]:
+        """Return a number for every item; batches hold items of one number."""
+        return np.zeros(len(dataset), np.int64)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of the training split."""
         data = self.recipe.data
         sampler = GroupedBatchSampler(
-            self.train_set.orientations,
+            self.groups(self.train_set),
             data.batch_size,
             seed=self.recipe.trainer.seed,
             rank=self._rank,
             world_size=self._world_size,
         )
-        return ResumableLoader(self.train_set, sampler, data.workers, collate, self._on_gpu)
+        return ResumableLoader(self.train_set, sampler, data.workers, self.collate, self._on_gpu)
 
     def val_dataloader(self) -> DataLoader:
         """Return the loader of the validation split: every image once, shared among the processes."""
         data = self.recipe.data
         sampler = GroupedBatchSampler(
-            self.val_set.orientations,
+            self.groups(self.val_set),
             data.eval_batch_size,
             shuffle=False,
             rank=self._rank,
@@ -152,19 +140,10 @@ class DetectionData(L.LightningDataModule):
             self.val_set,
             batch_sampler=sampler,
             num_workers=data.workers,
-            collate_fn=collate,
+            collate_fn=self.collate,
             pin_memory=False,
             worker_init_fn=outlive_first_sigterm,
         )
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move images and targets; what describes the files stays."""
-        images, targets, metas = batch
-        moved = [
-            {key: value.to(device) if isinstance(value, Tensor) else value for key, value in target.items()}
-            for target in targets
-        ]
-        return [image.to(device, non_blocking=True) for image in images], moved, metas
 
     @property
     def _rank(self) -> int:

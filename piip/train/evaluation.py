@@ -1,19 +1,78 @@
-"""Evaluating a trained detector without Lightning."""
+"""Evaluating a trained model without Lightning."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
+from piip.data.classification import ClassificationDataset, find_classes
 from piip.data.coco import DetectionDataset
 from piip.data.layout import find_dataset
+from piip.data.mask_layout import IGNORED, find_masks
+from piip.data.segmentation import SegmentationDataset
 from piip.errors import ConfigError, DataError
-from piip.predict import Predictor
+from piip.predict import ClassificationPredictor, DetectionPredictor, Predictor, SegmentationPredictor
+from piip.train.classification import scores_of
+from piip.train.confusion import count_pixels, segmentation_scores
 from piip.train.metrics import evaluate
+
+
+def evaluate_model(predictor: Predictor, data: str, split: str, max_detections: int = 100) -> dict[str, Any]:
+    """Return the metrics of a model on one split of a data set, as JSON-ready values, by kind.
+
+    Args:
+        predictor: The model and how it reads images.
+        data: The data set's folder.
+        split: ``train``, ``val`` or ``test``.
+        max_detections: Detections per image that count; of a detector.
+
+    Raises:
+        DataError: The data set cannot be used.
+        ConfigError: The data set has other classes than the model.
+    """
+    if isinstance(predictor, SegmentationPredictor):
+        return evaluate_segmenter(predictor, data, split)
+    if isinstance(predictor, ClassificationPredictor):
+        return evaluate_classifier(predictor, data, split)
+    assert isinstance(predictor, DetectionPredictor)
+    return evaluate_detector(predictor, data, split, max_detections)
+
+
+@torch.inference_mode()
+def evaluate_classifier(predictor: ClassificationPredictor, data: str, split: str) -> dict[str, Any]:
+    """Return the accuracies of a classifier; see `evaluate_model`."""
+    dataset = ClassificationDataset(find_classes(data, split, predictor.classes), predictor.image)
+    pairs = []
+    for index in _tracked(len(dataset), "classifying"):
+        image, label, _ = dataset[index]
+        logits = predictor.model(image[None].to(predictor.device))[0]
+        pairs.append((logits.topk(min(5, len(predictor.classes))).indices.tolist(), label))
+    return {"classification": scores_of(pairs, predictor.classes)}
+
+
+@torch.inference_mode()
+def evaluate_segmenter(predictor: SegmentationPredictor, data: str, split: str) -> dict[str, Any]:
+    """Return the mean intersection over union and the accuracies of a segmenter; see `evaluate_model`."""
+    source = find_masks(data, predictor.classes).split(split)
+    if source.classes != predictor.classes:
+        raise ConfigError(
+            f"The model knows the classes {', '.join(predictor.classes[:5])}, ..., but {data} has "
+            f"{', '.join(source.classes[:5])}, ...; evaluate on data with the model's classes."
+        )
+    dataset = SegmentationDataset(source, predictor.image)
+    counts = []
+    for index in _tracked(len(dataset), "segmenting"):
+        image, truth, meta = dataset[index]
+        logits = predictor.model.segment(image[None].to(predictor.device), meta.original_size)
+        counts.append(count_pixels(logits[0].argmax(0).cpu(), truth, len(predictor.classes), IGNORED))
+    return {"segmentation": segmentation_scores(counts, predictor.classes).to_dict()}
 
 
 @torch.inference_mode()
 def evaluate_detector(
-    predictor: Predictor, data: str, split: str, max_detections: int = 100
+    predictor: DetectionPredictor, data: str, split: str, max_detections: int = 100
 ) -> dict[str, Any]:
     """Return the COCO metrics of a detector on one split of a data set, as JSON-ready values.
 
@@ -41,12 +100,18 @@ def evaluate_detector(
             f"{dataset.index.source} has no objects of the model's classes, so nothing can be measured."
         )
     outlined = any(item in dataset.index.outlines for item in dataset.objects.tolist())
-    masks = predictor.detector.config.masks and outlined  # a set of boxes alone measures boxes
+    masks = predictor.model.config.masks and outlined  # a set of boxes alone measures boxes
     if masks:
         dataset.require_outlines(dataset.objects)
     results: list[dict[str, Any]] = []
-    for image, _, meta in (dataset[index] for index in range(len(dataset))):
-        found = predictor.detector([image.to(predictor.device)], None, [meta])[0]
+    for image, _, meta in (dataset[index] for index in _tracked(len(dataset), "detecting")):
+        found = predictor.model([image.to(predictor.device)], None, [meta])[0]
         results += found.to_coco(meta.image_id, dataset.category_ids)
     scores = evaluate(dataset.coco_dict(), results, masks=masks, max_detections=max_detections)
     return {kind: score.to_dict() for kind, score in scores.items()}
+
+
+def _tracked(length: int, what: str) -> Iterator[int]:
+    """Yield numbers while a bar on standard error shows how far it is."""
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        yield from progress.track(range(length), description=what)

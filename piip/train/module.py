@@ -61,6 +61,10 @@ class TrainingModule(L.LightningModule):
     def score(self, evaluated: list[Any]) -> tuple[dict[str, Any], dict[str, float], float]:
         """Return JSON-ready scores, the numbers to log and the number that decides."""
 
+    def headline(self) -> str:
+        """Return the metrics of the last evaluation in a few words, for the progress report."""
+        return f"metric {self.metric:.3f}"
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the random numbers of this step."""
         entropy = (self.recipe.trainer.seed, self.current_epoch, batch_idx, self.global_rank)

@@ -32,7 +32,14 @@ def build_optimizer(
     num_layers = config.num_layers or max(filter(None, depths), default=1)
     strides = config.skip_stride or tuple(num_layers / depth if depth else 1.0 for depth in depths[1:])
     groups = layer_decay_groups(
-        model, config.lr, config.weight_decay, num_layers, config.layer_decay, strides, prefix
+        model,
+        config.lr,
+        config.weight_decay,
+        num_layers,
+        config.layer_decay,
+        strides,
+        prefix,
+        config.rest_factor,
     )
     if not groups:
         raise ConfigError("Every parameter is frozen; leave at least one branch or the head trainable.")
@@ -64,6 +71,7 @@ def layer_decay_groups(
     decay: float,
     skip_stride: Sequence[float],
     prefix: str = "",
+    rest_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Return AdamW's parameter groups by the released rule (SPEC 13).
 
@@ -80,6 +88,7 @@ def layer_decay_groups(
         decay: Factor of the rate per layer.
         skip_stride: One number for each branch from the second.
         prefix: Name of the network inside the model with a final dot, or empty.
+        rest_factor: Factor of the rate of everything outside the branches.
 
     Returns:
         Groups of ``params``, ``lr``, ``weight_decay``, ``lr_scale``, ``name`` and ``param_names``.
@@ -105,9 +114,10 @@ def layer_decay_groups(
         plain = parameter.ndim == 1 or name.endswith(".bias")
         # The key truncates a fractional layer, and a group keeps the rate of the parameter that created it:
         # fractional layers therefore act as rounded down.
-        key = f"layer_{int(layer)}_{'no_decay' if plain else 'decay'}"
+        rest = inside is None and rest_factor != 1
+        key = f"{'rest' if rest else f'layer_{int(layer)}'}_{'no_decay' if plain else 'decay'}"
         if key not in groups:
-            scale = decay ** (num_layers + 1 - layer)
+            scale = decay ** (num_layers + 1 - layer) * (rest_factor if rest else 1)
             groups[key] = {"params": [], "param_names": [], "lr": base_lr * scale, "lr_scale": scale}
             groups[key] |= {"weight_decay": 0.0 if plain else weight_decay, "name": key}
         groups[key]["params"].append(parameter)

@@ -74,15 +74,10 @@ class ProgressReport(Callback):
         """Print the metrics."""
         if not trainer.is_global_zero or not isinstance(pl_module, TrainingModule):
             return
-        shown = [
-            f"{kind} AP {100 * scores['AP']:.1f} (AP50 {100 * scores['AP50']:.1f})"
-            for kind, scores in pl_module.scores.items()
-            if isinstance(scores, dict) and scores.get("AP") is not None
-        ]
         loss = f"  loss {float(self._loss):.3f}" if self._loss is not None else ""
         spent = time.monotonic() - self._started
         self._print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{loss}  {'  '.join(shown)}  {clock(spent)}"
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}{loss}  {pl_module.headline()}  {clock(spent)}"
         )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -15,6 +15,7 @@ from piip.train.typed import parse_dataclass
 
 Strategy = Literal["auto", "ddp", "fsdp"]
 Precision = Literal["32", "bf16"]
+TaskName = Literal["detection", "segmentation", "classification"]
 
 BASE_KEY = "base"
 
@@ -31,7 +32,7 @@ class ModelRecipe(Described, called="model"):
         pretrained: Load the pretrained weights that the branches name.
         weights: Weights of single branches: a branch number (1 = the largest network) and a file or timm name.
         freeze: Numbers of the branches that are not trained.
-        start: A run or saved detector to go on from, with its head and classes.
+        start: A run or saved model to go on from, with its head and classes.
         new_head: With ``start``: keep the network only and start a new head for the classes of the data.
     """
 
@@ -59,7 +60,8 @@ class DataRecipe(Described, called="data"):
     """The data set.
 
     Attributes:
-        folder: A COCO, Roboflow or YOLO folder.
+        folder: A COCO, Roboflow or YOLO folder; for segmentation ADE20K, Cityscapes, or images and
+            masks; for classification a folder per class or tables (train.csv) of files and classes.
         train: Split that is trained on.
         val: Split that is evaluated.
         classes: Class names to keep, in label order; all when empty.
@@ -146,22 +148,29 @@ class TrainRecipe(Described, called="recipe"):
 
     Attributes:
         name: Name of the run; that of the recipe file by default.
+        task: What the model learns: ``detection`` (with masks: instance segmentation), ``segmentation`` (a class
+            for every pixel) or ``classification`` (a class for the image).
         model: The network and the weights it starts from.
         data: The data set and its batches.
         image: How images are prepared; saved with the model.
         augment: Random changes of training images.
         detector: Settings of DetectorConfig that differ from the released ones, such as ``masks: false``.
+        segmenter: Settings of SegmenterConfig that differ from the released ones, such as ``channels: 256``.
+        classifier: Settings of ClassifierConfig that differ from those that suit the network, such as ``token``.
         optimizer: AdamW.
         schedule: The learning rate over time.
         trainer: How long, where and how.
     """
 
     name: str = ""
+    task: TaskName = "detection"
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     image: ImageConfig = field(default_factory=ImageConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     detector: dict[str, Any] = field(default_factory=dict)
+    segmenter: dict[str, Any] = field(default_factory=dict)
+    classifier: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerRecipe = field(default_factory=TrainerRecipe)

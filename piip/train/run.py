@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from piip.errors import ConfigError, require
 from piip.files import write_json
-from piip.tasks.detection import Detector
 from piip.train.environment import environment
 from piip.train.folder import RunFolder
 from piip.train.recipe import TrainRecipe, load_recipe
@@ -31,53 +31,50 @@ def run_training(recipe: TrainRecipe | str | Path, out: str | Path, *, resume: b
         KeyboardInterrupt: Ctrl-C; the run can be resumed exactly.
     """
     require("lightning", "train", "Training")
-    require("pycocotools", "detect", "Training a detector")
+    recipe = recipe if isinstance(recipe, TrainRecipe) else load_recipe(recipe)
+    if recipe.task == "detection":
+        require("pycocotools", "detect", "Training a detector")
     from lightning.pytorch.utilities import rank_zero_only
 
-    from piip.train.building import build_detector
-    from piip.train.data import DetectionData
-    from piip.train.detection import DetectionModule
+    from piip.train.building import build_model
     from piip.train.fitting import build_trainer, fit
+    from piip.train.task import task_of
 
-    recipe = recipe if isinstance(recipe, TrainRecipe) else load_recipe(recipe)
     folder = RunFolder(Path(out))
     if folder.path.resolve() == Path(recipe.data.folder or "nowhere").resolve():
         raise ConfigError(
             f"{folder.path} is the folder of the data; choose another one for the run with --out."
         )
-    data = DetectionData(recipe)
+    task = task_of(recipe)
+    data = task.data(recipe)
     build_trainer(recipe, folder)  # hardware that is not there is found before anything is written
     torch.manual_seed(recipe.trainer.seed)
-    detector = build_detector(recipe, data.train_set.classes)
+    model = build_model(recipe, data.train_set.classes)
     if getattr(rank_zero_only, "rank", 0) == 0:
         _open(folder, recipe, resume)
-    module = DetectionModule(detector, recipe, data)
+    module = task.module(model, recipe, data)
     begin = time.monotonic()
     trainer = fit(module, data, folder, resume=resume)
     if trainer.is_global_zero:
-        finish(folder, detector, recipe, data.val_set, time.monotonic() - begin)
+        finish(folder, model, recipe, data, time.monotonic() - begin)
     return folder
 
 
-def finish(folder: RunFolder, detector: Detector, recipe: TrainRecipe, val_set: Any, seconds: float) -> None:
+def finish(folder: RunFolder, model: nn.Module, recipe: TrainRecipe, data: Any, seconds: float) -> None:
     """Write the best weights as a model, and samples and curves beside it."""
     from piip.hub import save_pretrained
     from piip.train.checkpoints import model_weights
     from piip.train.curves import plot_curves
-    from piip.train.samples import draw_samples
+    from piip.train.task import task_of
 
-    detector.load_state_dict(model_weights(folder.best))
-    detector.eval()
-    save_pretrained(detector, folder.model, metadata=model_metadata(recipe, val_set.category_ids))
-    draw_samples(detector, val_set, folder.samples, recipe.trainer.samples)
+    task = task_of(recipe)
+    model.load_state_dict(model_weights(folder.best))
+    model.eval()
+    save_pretrained(model, folder.model, metadata=task.metadata(recipe, data))
+    task.draw_samples(model, data, folder.samples, recipe.trainer.samples)
     results = folder.read_results() | {"name": recipe.name, "seconds": round(seconds, 1)}
     write_json(folder.results, results)
     plot_curves(folder)
-
-
-def model_metadata(recipe: TrainRecipe, category_ids: tuple[int, ...]) -> dict[str, Any]:
-    """Return what a saved detector must know beside its own configuration."""
-    return {"image": recipe.image.to_dict(), "category_ids": list(category_ids)}
 
 
 FREE_TO_CHANGE = {

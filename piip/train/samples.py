@@ -1,17 +1,22 @@
-"""Validation images with what a detector finds in them, beside what is there."""
+"""Validation images with what a model sees in them, beside what is there."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from piip.data.classification import ClassificationDataset
 from piip.data.coco import DetectionDataset
+from piip.data.segmentation import SegmentationDataset
+from piip.tasks.classification import ImageClassifier
+from piip.tasks.classified import Classification
 from piip.tasks.detection import Detections, Detector, Instances
+from piip.tasks.segmentation import Segmentation, Segmenter
 
 SCORE = 0.3
 
 
-def draw_samples(detector: Detector, dataset: DetectionDataset, folder: Path, count: int) -> list[Path]:
+def draw_detections(detector: Detector, dataset: DetectionDataset, folder: Path, count: int) -> list[Path]:
     """Draw the predictions and the ground truth of a few validation images, spread over the set.
 
     Args:
@@ -36,6 +41,64 @@ def draw_samples(detector: Detector, dataset: DetectionDataset, folder: Path, co
         Detections(found[0].cpu(), names, path=path).plot(target, score=SCORE)
         truth = Detections(ground_truth(dataset, position), names, path=path)
         truth.plot(target.with_name(f"{target.stem}_truth.png"))
+        drawn.append(target)
+    return drawn
+
+
+@torch.inference_mode()
+def draw_segmentations(
+    segmenter: Segmenter, dataset: SegmentationDataset, folder: Path, count: int
+) -> list[Path]:
+    """Draw the found and the annotated classes of a few validation images, spread over the set.
+
+    Args:
+        segmenter: In evaluation mode.
+        dataset: The validation set.
+        folder: Where ``NAME.png`` and ``NAME_truth.png`` go.
+        count: Number of images.
+
+    Returns:
+        The drawn predictions.
+    """
+    drawn = []
+    device = next(segmenter.parameters()).device
+    for position in _spread(len(dataset), count):
+        image, truth, meta = dataset[position]
+        labels = segmenter.segment(image[None].to(device), meta.original_size)[0].argmax(0).to(torch.uint8)
+        path = Path(meta.file_name)
+        target = folder / f"{path.stem}.png"
+        names = segmenter.config.classes
+        Segmentation(labels.cpu(), names, path).plot(target)
+        Segmentation(truth.to(torch.uint8), names, path).plot(target.with_name(f"{path.stem}_truth.png"))
+        drawn.append(target)
+    return drawn
+
+
+@torch.inference_mode()
+def draw_classifications(
+    classifier: ImageClassifier, dataset: ClassificationDataset, folder: Path, count: int
+) -> list[Path]:
+    """Draw a few validation images, spread over the set, each with bars of its most probable classes.
+
+    Args:
+        classifier: In evaluation mode.
+        dataset: The validation set.
+        folder: Where ``NUMBER_NAME.png`` go.
+        count: Number of images.
+
+    Returns:
+        The drawn files.
+    """
+    drawn = []
+    device = next(classifier.parameters()).device
+    names = classifier.config.classes
+    for position in _spread(len(dataset), count):
+        image, label, meta = dataset[position]
+        probabilities = classifier(image[None].to(device))[0].float().softmax(0).cpu()
+        path = Path(meta.file_name)
+        target = folder / f"{position}_{path.stem}.png"
+        found = Classification(probabilities, names, meta.original_size, path)
+        found.plot(target, truth=names[label])
         drawn.append(target)
     return drawn
 

@@ -19,6 +19,7 @@ class OptimizerConfig(Described, called="optimizer"):
         betas: Decay of the moving averages.
         layer_decay: Factor of the learning rate per transformer block below the last; 1 = the same everywhere.
         num_layers: Blocks over which the rate falls; default: the depth of the deepest transformer.
+        rest_factor: Factor of the learning rate of everything but the branches: interactions, merging and heads.
         skip_stride: For branches 2, 3, ...: how many of ``num_layers`` one of their blocks counts as; default:
             ``num_layers`` divided by their depth, as in all released recipes.
     """
@@ -28,6 +29,7 @@ class OptimizerConfig(Described, called="optimizer"):
     betas: tuple[float, float] = (0.9, 0.999)
     layer_decay: float = 1.0
     num_layers: int | None = None
+    rest_factor: float = 1.0
     skip_stride: tuple[float, ...] | None = None
 
     def check(self) -> None:
@@ -37,6 +39,7 @@ class OptimizerConfig(Described, called="optimizer"):
         self.check_range("betas", 0, 1)
         self.check_range("layer_decay", 0, 1, above=True, closed=True)
         self.check_range("num_layers", 1)
+        self.check_range("rest_factor", 0, above=True)
         self.check_range("skip_stride", 0, above=True)
 
 

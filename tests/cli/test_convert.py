@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from piip.cli import main
@@ -11,6 +12,7 @@ from piip.hub import from_pretrained
 from piip.network import PIIP
 from piip.predict import load
 from piip.tasks.detection import Detector
+from piip.tasks.segmentation import Segmenter
 
 RECIPE = """
 model: {name: piip_nano}
@@ -51,6 +53,38 @@ def test_a_released_detector_becomes_a_folder_that_predicts(monkeypatch, tmp_pat
     assert predictor.image.resize == "exact"
     assert predictor.category_ids == CATEGORY_IDS
     assert len(predictor.predict(torch.zeros(3, 96, 128, dtype=torch.uint8)).class_names) == 80
+
+
+def test_a_released_segmenter_becomes_a_folder_that_predicts(monkeypatch, tmp_path):
+    pytest.importorskip("transformers")
+
+    def fake(path, config, head):
+        assert len(head.classes) == 150
+        return Segmenter(head, PIIP(config)).eval()
+
+    convert_to(monkeypatch, fake)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "{task: segmentation, model: {name: piip_nano}, segmenter: {channels: 8, crop_size: 96}}"
+    )
+    out = tmp_path / "out"
+    assert (
+        main(
+            [
+                "convert",
+                "official.pth",
+                str(out),
+                "--recipe",
+                str(recipe),
+            ]
+        )
+        == 2
+    )
+    recipe.write_text("{task: segmentation, model: {name: piip_nano}, segmenter: {channels: 8}}")
+    assert main(["convert", "official.pth", str(out), "--recipe", str(recipe)]) == 0
+    seen = load(out).predict(torch.zeros(3, 96, 128, dtype=torch.uint8))
+    assert seen.labels.shape == (96, 128)
+    assert sum(seen.shares().values()) == pytest.approx(1)
 
 
 def test_a_network_alone(monkeypatch, tmp_path):

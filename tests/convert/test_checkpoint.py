@@ -12,6 +12,7 @@ from piip.network import PIIP
 from piip.presets import get_config
 from piip.tasks.classification import ImageClassifier
 from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.segmentation import Segmenter, SegmenterConfig
 from tests.golden.make import TARGET
 from tests.helpers import fill, official_heads, pattern
 
@@ -76,6 +77,31 @@ def test_a_segmenter_gives_its_network(tmp_path, network):
         convert_checkpoint(tmp_path / "strange.pth", network.config)
 
 
+def test_a_released_segmenter_becomes_ours(tmp_path, network):
+    pytest.importorskip("transformers")
+    config = SegmenterConfig(("sky", "road", "car"), network.out_channels, channels=16, inference="whole")
+    segmenter = fill(Segmenter(config, network)).eval()
+    network.load_state_dict(from_official(CASE["config"], official_backbone()).state_dict())
+    heads = {k: v for k, v in segmenter.state_dict().items() if not k.startswith("backbone.")}
+    back = (("auxiliary.", "auxiliary_head."), ("head.", "decode_head."))
+    named = {}
+    for name, tensor in heads.items():
+        old, new = next(pair for pair in back if name.startswith(pair[0]))
+        inner = name.removeprefix(old).replace("classifier.", "conv_seg.").replace("batch_norm.", "bn.")
+        named[new + inner] = tensor
+    inside = {f"backbone.{name}": value for name, value in official_backbone().items()}
+    torch.save({"state_dict": inside | named}, tmp_path / "released.pth")
+    converted = convert_checkpoint(tmp_path / "released.pth", network.config, config)
+    assert isinstance(converted, Segmenter)
+    image = torch.randn(1, 3, 128, 160)
+    with torch.no_grad():
+        assert torch.equal(converted(image), segmenter(image))
+    del named["decode_head.conv_seg.bias"]
+    torch.save({"state_dict": inside | named}, tmp_path / "short.pth")
+    with pytest.raises(CheckpointError, match=r"head\.classifier\.bias"):
+        convert_checkpoint(tmp_path / "short.pth", network.config, config)
+
+
 @pytest.mark.parametrize("name", ["cls3_tokens", "cls3_merge"])
 def test_a_released_classifier_keeps_its_heads(tmp_path, name):
     case = PINNED[name]
@@ -125,7 +151,7 @@ def test_unknown_tensors_are_listed(tmp_path, network, detector, further, messag
 
 def test_a_network_is_no_detector(tmp_path, network, detector):
     torch.save(official_backbone(), tmp_path / "backbone.pth")
-    with pytest.raises(CheckpointError, match="a network without a detector"):
+    with pytest.raises(CheckpointError, match="a network without a head"):
         convert_checkpoint(tmp_path / "backbone.pth", network.config, detector.config)
 
 

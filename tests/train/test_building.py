@@ -5,7 +5,7 @@ from piip.errors import CheckpointError, ConfigError
 from piip.factory import create_model
 from piip.hub import save_pretrained
 from piip.tasks.detection import Detector
-from piip.train.building import build_detector, build_network
+from piip.train.building import build_model, build_network
 from piip.train.recipe import ModelRecipe, TrainerRecipe, TrainRecipe
 
 HEAD = {"fpn_channels": 16, "representation_size": 32, "mask_channels": 16}
@@ -16,7 +16,7 @@ def recipe(model: ModelRecipe, **trainer) -> TrainRecipe:
 
 
 def test_a_published_model_and_timm_names_build():
-    detector = build_detector(recipe(ModelRecipe(name="piip_nano")), ("cat",))
+    detector = build_model(recipe(ModelRecipe(name="piip_nano")), ("cat",))
     assert isinstance(detector, Detector)
     assert detector.training
     names = ("test_vit", "test_vit")
@@ -28,14 +28,14 @@ def test_a_published_model_and_timm_names_build():
 
 def test_frozen_branches_and_checkpointing_are_set():
     model = ModelRecipe(name="piip_nano", freeze=(1,))
-    network = build_detector(recipe(model, grad_checkpointing=True), ("cat",)).backbone
+    network = build_model(recipe(model, grad_checkpointing=True), ("cat",)).backbone
     assert not any(p.requires_grad for p in network.branches[0].parameters())
     assert not network.branches[0].training
     assert all(branch.grad_checkpointing for branch in network.branches)
 
 
 def test_light_checkpointing_is_set():
-    network = build_detector(
+    network = build_model(
         recipe(ModelRecipe(name="piip_nano"), grad_checkpointing="light"), ("cat",)
     ).backbone
     assert any(module._forward_hooks for module in network.modules())
@@ -45,7 +45,7 @@ def test_light_checkpointing_is_set():
 def test_start_from_a_network_gets_a_new_head(tmp_path):
     network = create_model("piip_nano")
     save_pretrained(network, tmp_path)
-    detector = build_detector(recipe(ModelRecipe(start=str(tmp_path))), ("cat",))
+    detector = build_model(recipe(ModelRecipe(start=str(tmp_path))), ("cat",))
     for key, value in network.state_dict().items():
         assert torch.equal(detector.backbone.state_dict()[key], value)
 
@@ -73,10 +73,10 @@ def test_weights_of_one_branch(tmp_path):
 )
 def test_what_cannot_be_built(model, error, message):
     with pytest.raises(error, match=message):
-        build_detector(recipe(model), ("cat",))
+        build_model(recipe(model), ("cat",))
 
 
 def test_settings_of_the_head_are_checked():
     bad = TrainRecipe(model=ModelRecipe(name="piip_nano"), detector={"mask": False})
     with pytest.raises(ConfigError, match="Did you mean 'masks'"):
-        build_detector(bad, ("cat",))
+        build_model(bad, ("cat",))

@@ -148,3 +148,13 @@ def test_updates_are_fused_where_there_is_a_kernel():
     assert not singly["fused"]
     assert singly["foreach"] is False
     assert not build_optimizer(build_on_meta(config(2, 2)), settings).defaults["fused"]
+
+
+def test_everything_but_the_branches_can_learn_faster():
+    model = Model(build_on_meta(config(2, 2)))
+    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-3, rest_factor=10.0))
+    rates = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+    inside = {name for name in rates if name.startswith("backbone.branches.")}
+    assert {rates[name] for name in inside} == {1e-3}
+    assert all(rates[name] == pytest.approx(1e-2) for name in rates.keys() - inside)
+    assert len(rates) == sum(1 for _ in model.parameters())

@@ -8,12 +8,20 @@ from torch.overrides import TorchFunctionMode
 
 from piip.cli.demo import RECIPE
 from piip.presets import list_models
-from piip.train.building import build_network, new_detector
-from piip.train.data import DetectionData
+from piip.train.building import build_network
+from piip.train.detection import DetectionData
 from piip.train.recipe import load_recipe
+from piip.train.task import task_of
 
 ROOT = Path(__file__).parents[2] / "recipes"
-SHARED_PARTS = {"mask_rcnn_1x", "mask_rcnn_1x_large", "mask_rcnn_1x_mix"}
+SHARED_PARTS = {
+    "mask_rcnn_1x",
+    "mask_rcnn_1x_large",
+    "mask_rcnn_1x_mix",
+    "upernet_80k",
+    "upernet_160k",
+    "released_20_epochs",
+}
 RUNS = sorted(path for path in ROOT.rglob("*.yaml") if path.stem not in SHARED_PARTS)
 CLASSES = ("cat", "dog")
 
@@ -31,15 +39,18 @@ class SkipInitialisation(TorchFunctionMode):
 def build(path: Path):
     recipe = load_recipe(path, {"model.pretrained": False})
     with torch.device("meta"), SkipInitialisation():
-        return recipe, new_detector(build_network(recipe.model), recipe, CLASSES)
+        return recipe, task_of(recipe).new_model(build_network(recipe.model), recipe, CLASSES)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_recipe_builds(path):
-    recipe, detector = build(path)
-    assert detector.config.classes == CLASSES
-    assert detector.config.masks == recipe.masks
+    recipe, model = build(path)
+    assert model.config.classes == CLASSES
     assert recipe.data.folder
+    if recipe.task == "detection":
+        assert model.config.masks == recipe.masks
+    elif recipe.task == "segmentation":
+        assert recipe.augment.crop == model.config.crop_size
     long, short = recipe.image.scale
     assert long >= short > 0
     if path.parent.name == "coco" and recipe.augment.policy == "resize":
@@ -51,6 +62,29 @@ def test_every_published_detector_has_a_recipe():
     own = {"piip_nano", "piip_nano_deit", "piip_tsb_512_384_256"}
     wanted = {name for name in list_models() if not name.endswith(tasks)} - own
     assert wanted - {path.stem for path in (ROOT / "coco").glob("*.yaml")} == set()
+
+
+def test_every_published_segmenter_has_a_recipe():
+    wanted = {name for name in list_models() if name.endswith("_seg")}
+    assert wanted <= {path.stem for path in (ROOT / "ade20k").glob("*.yaml")}
+
+
+def test_released_classifiers_have_their_settings():
+    recipe, classifier = build(ROOT / "imagenet" / "piip_tsb_368_192_128_cls.yaml")
+    assert (classifier.config.head, classifier.config.token) == ("branch_heads", "class")
+    assert (recipe.optimizer.lr, recipe.optimizer.rest_factor, recipe.augment.mixup) == (3e-5, 10, 0.8)
+    released = {"piip_tsb_368_192_128_cls", "piip_sbl_384_192_128_cls", "piip_sbl_320_160_96_cls"}
+    assert released <= {path.stem for path in (ROOT / "imagenet").glob("*.yaml")}
+
+
+def test_released_segmenters_have_their_settings():
+    recipe, segmenter = build(ROOT / "ade20k" / "piip_h6b_512_512_seg.yaml")
+    assert (segmenter.config.channels, segmenter.config.crop_size, segmenter.config.stride) == (
+        1536,
+        512,
+        341,
+    )
+    assert (recipe.optimizer.lr, recipe.optimizer.layer_decay, recipe.schedule.kind) == (4e-5, 0.95, "poly")
 
 
 def test_rates_follow_the_released_rule():
@@ -73,3 +107,12 @@ def test_small_recipes_fit_their_data(shared, name, folder):
     assert image.shape[0] == 3
     assert ("masks" in target) == recipe.masks
     assert len(target["boxes"]) > 0
+
+
+def test_the_street_recipe_fits_its_data(shared):
+    recipe = load_recipe(ROOT / "camvid.yaml", {"data.folder": str(shared / "data" / "camvid")})
+    data = task_of(recipe).data(recipe)
+    image, labels, _ = data.train_set[0]
+    assert image.shape == (3, 256, 256)
+    assert labels.shape == (256, 256)
+    assert len(data.train_set.classes) == 11

@@ -108,6 +108,16 @@ class Detections:
         """Return the objects with at least this score."""
         return replace(self, instances=self.instances.filter(score))
 
+    def summary(self) -> str:
+        """Return how many objects of each class there are, in words."""
+        counts = {name: self.names().count(name) for name in self.class_names if name in self.names()}
+        return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+    def record(self) -> dict[str, Any]:
+        """Return what a list of predictions says of this image, JSON-ready."""
+        height, width = self.instances.original_size
+        return {"height": height, "width": width, "annotations": self.to_coco()}
+
     def to_coco(self) -> list[dict[str, Any]]:
         """Return COCO result entries with ``bbox`` (x, y, w, h) and, from masks, ``segmentation``."""
         return self.instances.to_coco(self.image_id, self.category_ids)

@@ -1,0 +1,71 @@
+"""What differs between tasks: how data is read, what is trained on it, and what is shown of the result."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from piip.errors import ConfigError
+from piip.network import PIIP
+from piip.train.data import TaskData
+from piip.train.recipe import TrainRecipe
+
+
+class Task(ABC):
+    """A task, as training sees it.
+
+    Attributes:
+        model: The class of its models.
+        data: Reads its data.
+        module: Trains and evaluates its models; built with a model, a recipe and the data.
+    """
+
+    model: ClassVar[type[nn.Module]]
+    data: ClassVar[type[TaskData]]
+    module: ClassVar[Any]
+
+    @staticmethod
+    @abstractmethod
+    def new_model(network: nn.Module, recipe: TrainRecipe, classes: tuple[str, ...]) -> nn.Module:
+        """Return a model with a new head on a network."""
+
+    @staticmethod
+    @abstractmethod
+    def metadata(recipe: TrainRecipe, data: TaskData) -> dict[str, Any]:
+        """Return what is saved beside a model, so that it can predict."""
+
+    @staticmethod
+    @abstractmethod
+    def draw_samples(model: nn.Module, data: TaskData, folder: Path, count: int) -> None:
+        """Draw what a model sees in a few validation images, and what is there."""
+
+
+def task_of(recipe: TrainRecipe) -> type[Task]:
+    """Return the task of a recipe."""
+    if recipe.task == "segmentation":
+        from piip.train.segmentation import SegmentationTask
+
+        return SegmentationTask
+    if recipe.task == "classification":
+        from piip.train.classification import ClassificationTask
+
+        return ClassificationTask
+    from piip.train.detection import DetectionTask
+
+    return DetectionTask
+
+
+def require_four_maps(network: nn.Module, wanted: str) -> PIIP:
+    """Return the network if it has the four maps that a head reads.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    if isinstance(network, PIIP) and len(network.out_channels) == 4:
+        return network
+    found = len(network.out_channels) if isinstance(network, PIIP) else 0
+    raise ConfigError(
+        f"A {wanted} needs a network with four maps, this one has {found}; choose a {wanted.replace('or', 'ion')} "
+        "model or set merging.pyramid_levels to [1, 2, 3, 4]."
+    )

@@ -1,0 +1,154 @@
+"""A whole segmentation run on made-up pictures: train, interrupt, resume, evaluate, predict, report."""
+
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import piip
+from piip.cli import main
+from piip.errors import ConfigError
+from piip.train.checkpoints import AtomicCheckpointIO
+from piip.train.folder import RunFolder
+from piip.train.recipe import recipe_from_dict
+from piip.train.run import run_training
+from piip.train.segmentation import SegmentationModule
+
+pytest.importorskip("transformers")
+
+SIDE = 96
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Bright discs on dark grounds, which is what is to be learned."""
+    root = tmp_path_factory.mktemp("discs")
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    for split, count in (("train", 8), ("val", 2)):
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+        for number in range(count):
+            (y, x), radius = random.integers(25, SIDE - 25, 2), random.integers(14, 24)
+            disc = (rows - y) ** 2 + (columns - x) ** 2 < radius**2
+            pixels = random.integers(0, 60, (SIDE, SIDE, 3)) + disc[..., None] * np.array([180, 120, 40])
+            Image.fromarray(pixels.astype(np.uint8)).save(root / "images" / split / f"{number}.png")
+            Image.fromarray(disc.astype(np.uint8)).save(root / "masks" / split / f"{number}.png")
+    (root / "classes.txt").write_text("ground\ndisc\n")
+    return root
+
+
+def small(pictures, epochs=2, **changes):
+    values = {
+        "name": "discs",
+        "task": "segmentation",
+        "model": {"name": "piip_nano"},
+        "data": {"folder": str(pictures), "batch_size": 2, "workers": 0},
+        "image": {"scale": [SIDE, SIDE]},
+        "augment": {"policy": "crop", "crop": 64, "ratios": [0.8, 1.2]},
+        "segmenter": {"channels": 32, "crop_size": 64, "stride": 43},
+        "optimizer": {"lr": 2e-3},
+        "schedule": {"kind": "poly", "warmup_steps": 4},
+        "trainer": {"epochs": epochs, "accelerator": "cpu", "devices": 1, "samples": 1, "log_every": 1},
+    }
+    return recipe_from_dict(values | changes)
+
+
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory) -> RunFolder:
+    torch.set_num_threads(1)
+    return run_training(small(pictures), tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_the_folder_holds_everything(run, pictures):
+    names = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
+    assert {"results.json", "model/config.json", "curves/miou.png", "samples/0.png"} <= names
+    assert run.recipe() == small(pictures)
+    scores = run.read_results()["segmentation"]
+    assert set(scores["classes"]) == {"ground", "disc"}
+    assert 0 < scores["mIoU"] <= scores["aAcc"] <= 1
+
+
+def test_an_interrupted_run_goes_on_exactly(run, pictures, tmp_path, monkeypatch):
+    original = SegmentationModule.losses
+
+    def interrupted(self, batch):
+        if self.global_step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch)
+
+    monkeypatch.setattr(SegmentationModule, "losses", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="after step 6"):
+        run_training(small(pictures), tmp_path / "parts")
+    monkeypatch.undo()
+    resumed = run_training(small(pictures), tmp_path / "parts", resume=True)
+    assert resumed.metrics.read_text() == run.metrics.read_text()
+    one, two = (AtomicCheckpointIO().load_checkpoint(folder.last)["state_dict"] for folder in (run, resumed))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_the_saved_model_evaluates_as_in_training(run, capsys):
+    assert main(["eval", str(run.path)]) == 0
+    assert "mIoU" in capsys.readouterr().out
+    measured = json.loads((run.path / "eval_val.json").read_text())["segmentation"]
+    assert measured == run.read_results()["segmentation"]
+
+
+def test_prediction_writes_pictures_and_masks(run, pictures, tmp_path, capsys):
+    images = pictures / "images" / "val"
+    assert main(["predict", str(images), "--model", str(run.path), "--out", str(tmp_path)]) == 0
+    assert "% ground" in capsys.readouterr().out
+    listed = json.loads((tmp_path / "predictions.json").read_text())["images"]
+    assert [(entry["height"], entry["width"]) for entry in listed] == [(SIDE, SIDE)] * 2
+    for entry in listed:
+        assert sum(entry["shares"].values()) == pytest.approx(1, abs=1e-3)
+    with Image.open(tmp_path / "0_mask.png") as mask, Image.open(tmp_path / "0.png") as drawn:
+        assert mask.size == (SIDE, SIDE)
+        assert set(np.unique(np.asarray(mask))) <= {0, 1}
+        assert drawn.width > SIDE
+    seen = piip.load(run.path, device="cpu").predict(images / "0.png")
+    assert seen.labels.shape == (SIDE, SIDE)
+    with Image.open(tmp_path / "0_mask.png") as mask:
+        assert (np.asarray(mask) == seen.labels.numpy()).all()
+
+
+def test_the_report_shows_the_metrics(run):
+    assert main(["report", str(run.path)]) == 0
+    page = (run.path / "report.html").read_text()
+    assert "mean IoU" in page
+    assert "disc" in page
+
+
+def test_a_trained_segmenter_is_a_start(run, pictures, tmp_path):
+    recipe = small(pictures, epochs=1, model={"start": str(run.path)})
+    assert run_training(recipe, tmp_path / "more").read_results()["segmentation"]["mIoU"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"folder": "FOLDER", "batch_size": 1}}, "at least 2"),
+        ({"augment": {"policy": "resize"}}, "set augment.policy to crop"),
+        ({"segmenter": {"chanels": 3}}, "chanels"),
+        ({"model": {"name": "piip_tsb_368_192_128_cls"}}, "needs a network with four maps"),
+    ],
+)
+def test_impossible_recipes(pictures, tmp_path, changes, message):
+    if "data" in changes:
+        changes = {"data": changes["data"] | {"folder": str(pictures), "workers": 0}}
+    with pytest.raises(ConfigError, match=message):
+        run_training(small(pictures, **changes), tmp_path / "run")
+
+
+def test_broken_masks_stop_with_their_name(pictures, tmp_path, capsys):
+    folder = tmp_path / "broken"
+    shutil.copytree(pictures, folder)
+    (folder / "masks" / "train" / "3.png").write_bytes(b"no image")
+    (tmp_path / "recipe.yaml").write_text(small(folder).to_yaml())
+    assert main(["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 2
+    assert "3.png cannot be read" in capsys.readouterr().err
