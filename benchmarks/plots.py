@@ -29,7 +29,7 @@ def main() -> None:
 def draw_network(result: dict[str, Any]) -> None:
     """Draw seconds per image and peak memory of every contender, with the spread of the rounds."""
     rows = [row for row in result["rows"] if row["batch"] == 1]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(9, 6.4), layout="constrained")
     for axis, key, label in zip(
         axes, ("seconds", "peak_memory_gib"), ("seconds", "peak memory, GiB"), strict=True
     ):
