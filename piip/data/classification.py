@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from piip.data.geometry import ImageMeta
-from piip.data.images import SUFFIXES, ImageFileError
+from piip.data.images import SUFFIXES, open_picture
 from piip.data.sampler import Key
 from piip.data.settings import AugmentConfig, ImageConfig
 from piip.data.transforms import seeded
@@ -151,21 +150,6 @@ class ClassificationDataset(Dataset[Item]):
         original = (picture.height, picture.width)
         meta = ImageMeta.of(index, str(path), original, (prepared.shape[-2], prepared.shape[-1]))
         return prepared, self.split.labels[index], meta
-
-
-def open_picture(path: Path) -> Image.Image:
-    """Return an image file as RGB with its EXIF orientation applied.
-
-    Raises:
-        ImageFileError: It is missing, truncated or no image.
-    """
-    try:
-        with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
-    except FileNotFoundError as error:
-        raise ImageFileError(f"Image {path} does not exist.") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageFileError(f"Image {path} cannot be read ({error}); replace the file.") from error
 
 
 def timm_transform(image: ImageConfig, augment: AugmentConfig | None = None) -> Any:

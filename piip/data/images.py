@@ -46,6 +46,16 @@ def read_image(path: str | Path) -> Tensor:
         return to_tensor(file)
 
 
+def open_picture(path: str | Path) -> Image.Image:
+    """Return an image file as an RGB picture, its EXIF orientation applied.
+
+    Raises:
+        ImageFileError: The file is missing, truncated or no image.
+    """
+    with _opened(path) as file:
+        return ImageOps.exif_transpose(file).convert("RGB")
+
+
 def read_size(path: str | Path, decode: bool = False) -> tuple[int, int]:
     """Return height and width of an image file, its EXIF orientation applied.
 

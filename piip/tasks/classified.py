@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from piip.data.images import open_picture
 from piip.errors import DataError
 from piip.files import atomic_write
 
@@ -61,7 +62,6 @@ class Classification:
         Raises:
             DataError: There is no image.
         """
-        from piip.data.classification import open_picture
         from piip.tasks.bars import draw_bars
 
         if image is None:

@@ -47,11 +47,6 @@ class ClassificationData(TaskData):
         """Stack images and labels."""
         return collate(items)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move images and labels; what describes the files stays."""
-        images, labels, metas = batch
-        return images.to(device, non_blocking=True), labels.to(device, non_blocking=True), metas
-
 
 class ClassificationModule(TrainingModule):
     """A classifier with its loss and accuracies.

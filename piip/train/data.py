@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -143,6 +144,12 @@ class TaskData(L.LightningDataModule):
             collate_fn=self.collate,
             pin_memory=False,
             worker_init_fn=outlive_first_sigterm,
+        )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move the tensors of a batch; what describes the files stays."""
+        return tuple(
+            part.to(device, non_blocking=True) if isinstance(part, torch.Tensor) else part for part in batch
         )
 
     @property

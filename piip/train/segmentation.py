@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from piip.data.mask_layout import IGNORED, find_masks
@@ -41,11 +40,6 @@ class SegmentationData(TaskData):
     def collate(items: Any) -> Any:
         """Stack crops; whole images come singly."""
         return collate(items)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move images and labels; what describes the files stays."""
-        images, labels, metas = batch
-        return images.to(device, non_blocking=True), labels.to(device, non_blocking=True), metas
 
 
 class SegmentationModule(TrainingModule):

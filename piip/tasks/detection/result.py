@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from piip.data.images import open_picture
 from piip.errors import DataError, require
 from piip.files import atomic_write
 from piip.tasks.detection.anchors import Size
@@ -158,7 +159,9 @@ class Detections:
         from piip.tasks.detection.draw import draw
 
         if image is None:
-            image = self._open()
+            if self.path is None:
+                raise DataError("These detections know no image file; call plot(image=...).")
+            image = open_picture(self.path)
         if (image.height, image.width) != self.instances.original_size:
             raise DataError(
                 f"The image to draw on is {image.height} x {image.width}, the detections are for "
@@ -169,14 +172,3 @@ class Detections:
             with atomic_write(path) as temporary:
                 picture.save(temporary)
         return picture
-
-    def _open(self) -> "Image.Image":
-        from PIL import Image, ImageOps
-
-        if self.path is None:
-            raise DataError("These detections know no image file; call plot(image=...).")
-        try:
-            with Image.open(self.path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except OSError as error:
-            raise DataError(f"{self.path} cannot be read as an image ({error}); check the file.") from error

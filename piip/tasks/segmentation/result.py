@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from piip.data.images import open_picture
 from piip.errors import DataError
 from piip.files import atomic_write
 
@@ -72,7 +73,10 @@ class Segmentation:
         """
         from piip.tasks.segmentation.draw import draw
 
-        image = self._open() if image is None else image
+        if image is None:
+            if self.path is None:
+                raise DataError("This segmentation knows no image file; call plot(image=...).")
+            image = open_picture(self.path)
         if (image.height, image.width) != self.original_size:
             raise DataError(
                 f"The image to draw on is {image.height} x {image.width}, the segmentation is for "
@@ -89,14 +93,3 @@ class Segmentation:
         height, width = self.original_size
         shares = {name: round(share, 4) for name, share in self.shares().items()}
         return {"height": height, "width": width, "shares": shares}
-
-    def _open(self) -> "Image.Image":
-        from PIL import Image, ImageOps
-
-        if self.path is None:
-            raise DataError("This segmentation knows no image file; call plot(image=...).")
-        try:
-            with Image.open(self.path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except OSError as error:
-            raise DataError(f"{self.path} cannot be read as an image ({error}); check the file.") from error
