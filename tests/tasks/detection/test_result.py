@@ -101,7 +101,7 @@ def test_plot_needs_the_image_that_was_searched(instances, tmp_path):
         nowhere.plot()
     with pytest.raises(DataError, match="60 x 80"):
         nowhere.plot(image=Image.new("RGB", (60, 80)))
-    with pytest.raises(DataError, match=r"gone\.png cannot be read"):
+    with pytest.raises(DataError, match=r"gone\.png does not exist"):
         Detections(instances, ("cat", "dog"), path=tmp_path / "gone.png").plot()
 
 
