@@ -146,7 +146,7 @@ def _sample(path: Path) -> str:
     truth = path.with_name(f"{path.stem}_truth.png")
     found = f"<div>{_picture(path, 'prediction')}<span>found</span></div>"
     if not truth.exists():
-        return f'<figure class="pair">{found}</figure>'
+        return f'<figure class="pair one">{found}</figure>'
     annotated = f"<div>{_picture(truth, 'ground truth')}<span>annotated</span></div>"
     return f'<figure class="pair">{found}{annotated}</figure>'
 

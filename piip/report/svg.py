@@ -225,11 +225,10 @@ def confusion_figure(names: Sequence[str], counts: Sequence[Sequence[int]]) -> s
             x = left + column * cell
             parts.append(
                 f'<rect x="{x}" y="{y}" width="{cell - 2}" height="{cell - 2}" rx="3" fill="{colour}" '
-                f'fill-opacity="{0.06 + 0.94 * share:.2f}"/>'
+                f'fill-opacity="{0.06 + 0.6 * share:.2f}"/>'
             )
             if share >= 0.005:
-                ink = "#fff" if share > 0.45 else INK
                 place = (x + cell / 2 - 1, y + cell / 2 + 3)
-                parts.append(_text(*place, f"{100 * share:.0f}", anchor="middle", colour=ink))
+                parts.append(_text(*place, f"{100 * share:.0f}", anchor="middle", colour=INK))
     width = left + side + 90
     return _svg(width, top + side + left, parts, "Confusion matrix")
