@@ -285,6 +285,8 @@ class InteractionBlock(nn.Module):
 def _as_autocast(x: Tensor) -> Tensor:
     """Return a tensor in the dtype that autocast gives to linear layers, where it is active."""
     kind = x.device.type
+    if x.dtype == torch.float64:  # which autocast leaves alone
+        return x
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return cast(x, torch.get_autocast_dtype(kind))
     return x

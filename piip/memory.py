@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Literal
 
+from piip.errors import ConfigError
+
 # Parameters of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _NEVER = -1
@@ -30,9 +32,14 @@ def keep_freed_memory(how_much: Literal["all", "some", "none"] = "all") -> bool:
         how_much: "all" is fastest, and the process stays as large as it has ever been; "some" is what glibc does by
             itself; "none" is slowest, and the process is never larger than what it needs.
 
+    Raises:
+        ConfigError: ``how_much`` is none of these.
+
     Returns:
         Whether this was possible: it is with glibc, on Linux.
     """
+    if how_much not in _SETTINGS:
+        raise ConfigError(f"how_much is {how_much!r}; give one of {', '.join(_SETTINGS)}.")
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     library = ctypes.CDLL(None)

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import piip
+from piip.errors import ConfigError
 
 PROGRAM = """
 import resource, torch, piip
@@ -56,3 +57,9 @@ def test_settings_of_the_users_own_stay() -> None:
 def test_name_is_public() -> None:
     """Library users, who do not come by the command line, can ask for it."""
     assert "keep_freed_memory" in piip.__all__
+
+
+def test_unknown_amounts_are_refused() -> None:
+    """With the amounts that there are."""
+    with pytest.raises(ConfigError, match="one of all, some, none"):
+        piip.keep_freed_memory("most")  # type: ignore[arg-type]

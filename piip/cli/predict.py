@@ -19,8 +19,9 @@ def predict_images(
 ) -> Path:
     """Show what a trained model sees in images.
 
-    Writes every image with what is seen drawn on it, and predictions.json: objects in COCO's format, or how much of
-    the image each class covers, with a mask of class numbers (NAME_mask.png) for every image.
+    Writes every image with what is seen drawn on it, and predictions.json: objects in COCO's format; how much of
+    the image each class covers, with a mask of class numbers (NAME_mask.png) for every image; or the five
+    likeliest classes of the image.
 
     Args:
         images: Image files or folders of images.

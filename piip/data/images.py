@@ -56,6 +56,26 @@ def open_picture(path: str | Path) -> Image.Image:
         return ImageOps.exif_transpose(file).convert("RGB")
 
 
+def picture_to_draw_on(
+    image: Image.Image | None, path: str | Path | None, size: tuple[int, int]
+) -> Image.Image:
+    """Return the picture that a result of ``size`` (H, W) is drawn on: the one given, or that of the file.
+
+    Raises:
+        DataError: There is neither, or it is not the one that the result is of.
+    """
+    if image is None:
+        if path is None:
+            raise DataError("This result knows no image file; call plot(image=...).")
+        image = open_picture(path)
+    if (image.height, image.width) != tuple(size):
+        raise DataError(
+            f"The image to draw on is {image.height} x {image.width}, the result is of one of {size[0]} x "
+            f"{size[1]} (height x width)."
+        )
+    return image
+
+
 def read_size(path: str | Path, decode: bool = False) -> tuple[int, int]:
     """Return height and width of an image file, its EXIF orientation applied.
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from piip.errors import DataError, require
 
@@ -32,8 +32,11 @@ class SplitSource:
     images: Path
 
 
+Split = TypeVar("Split")
+
+
 @dataclass(frozen=True)
-class DatasetLayout:
+class Layout(Generic[Split]):
     """A recognised data set.
 
     Attributes:
@@ -44,9 +47,9 @@ class DatasetLayout:
 
     name: str
     folder: Path
-    splits: Mapping[str, SplitSource]
+    splits: Mapping[str, Split]
 
-    def split(self, name: str) -> SplitSource:
+    def split(self, name: str) -> Split:
         """Return one split.
 
         Raises:
@@ -57,6 +60,10 @@ class DatasetLayout:
                 f"{self.folder} has no {name} split; found: {', '.join(self.splits)} ({self.name} layout)."
             )
         return self.splits[name]
+
+
+class DatasetLayout(Layout[SplitSource]):
+    """A recognised data set for detection."""
 
 
 def find_dataset(folder: str | Path, images: str | Path | None = None, split: str = "train") -> DatasetLayout:

@@ -1,7 +1,7 @@
 """Recognising how images and label masks lie in a folder: ADE20K, Cityscapes, or images/ and masks/."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from piip.data import ade20k
 from piip.data.images import SUFFIXES
-from piip.data.layout import SPLITS
+from piip.data.layout import SPLITS, Layout
 from piip.errors import DataError
 
 IGNORED = 255
@@ -47,34 +47,7 @@ class MaskSplit:
     table: NDArray[np.uint8] = field(repr=False)
 
 
-@dataclass(frozen=True)
-class MaskLayout:
-    """A recognised data set.
-
-    Attributes:
-        name: Name of the layout, for people.
-        folder: What was looked at.
-        splits: The splits that exist, by name.
-    """
-
-    name: str
-    folder: Path
-    splits: Mapping[str, MaskSplit]
-
-    def split(self, name: str) -> MaskSplit:
-        """Return one split.
-
-        Raises:
-            DataError: The data set has no such split.
-        """
-        if name not in self.splits:
-            raise DataError(
-                f"{self.folder} has no {name} split; found: {', '.join(self.splits)} ({self.name} layout)."
-            )
-        return self.splits[name]
-
-
-def find_masks(folder: str | Path, classes: Sequence[str] = ()) -> MaskLayout:
+def find_masks(folder: str | Path, classes: Sequence[str] = ()) -> Layout[MaskSplit]:
     """Recognise a data set for semantic segmentation.
 
     Args:
@@ -96,7 +69,7 @@ def find_masks(folder: str | Path, classes: Sequence[str] = ()) -> MaskLayout:
     for name, find in finders:
         found = {split: part for split in SPLITS if (part := find(folder, split, classes))}
         if found:
-            return MaskLayout(name, folder, found)
+            return Layout(name, folder, found)
     raise DataError(
         f"No images with masks were recognised in {folder}; looked for leftImg8bit and gtFine (Cityscapes), "
         "images/training and annotations/training (ADE20K), images/train and masks/train, train/images and "

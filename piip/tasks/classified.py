@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from piip.data.images import open_picture
-from piip.errors import DataError
+from piip.data.images import picture_to_draw_on
 from piip.files import atomic_write
 
 if TYPE_CHECKING:
@@ -64,10 +63,7 @@ class Classification:
         """
         from piip.tasks.bars import draw_bars
 
-        if image is None:
-            if self.path is None:
-                raise DataError("This classification knows no image file; call plot(image=...).")
-            image = open_picture(self.path)
+        image = picture_to_draw_on(image, self.path, self.original_size)
         picture = draw_bars(image, self.top(), truth)
         if path is not None:
             with atomic_write(path) as temporary:

@@ -1,8 +1,6 @@
 """A whole classification run on made-up pictures: train, interrupt, resume, evaluate, predict, report."""
 
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -12,11 +10,11 @@ from PIL import Image
 import piip
 from piip.cli import main
 from piip.errors import ConfigError
-from piip.train.checkpoints import AtomicCheckpointIO
 from piip.train.classification import ClassificationModule
 from piip.train.folder import RunFolder
 from piip.train.recipe import recipe_from_dict
 from piip.train.run import run_training
+from tests.train.resuming import assert_resumes_exactly
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 210)}
 
@@ -73,21 +71,7 @@ def test_colours_are_learned(pictures, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_exactly(run, pictures, tmp_path, monkeypatch):
-    original = ClassificationModule.losses
-
-    def interrupted(self, batch):
-        if self.global_step == 7:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, batch)
-
-    monkeypatch.setattr(ClassificationModule, "losses", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="after step 8"):
-        run_training(small(pictures), tmp_path / "parts")
-    monkeypatch.undo()
-    resumed = run_training(small(pictures), tmp_path / "parts", resume=True)
-    assert resumed.metrics.read_text() == run.metrics.read_text()
-    one, two = (AtomicCheckpointIO().load_checkpoint(folder.last)["state_dict"] for folder in (run, resumed))
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert_resumes_exactly(run, small(pictures), ClassificationModule, 8, tmp_path / "parts", monkeypatch)
 
 
 def test_the_saved_model_evaluates_as_in_training(run, capsys):

@@ -1,9 +1,7 @@
 """A whole run on a few made-up pictures: train, interrupt, resume, evaluate, predict, report."""
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +16,11 @@ from piip.data.settings import ImageConfig
 from piip.errors import ConfigError, DataError
 from piip.hub import from_pretrained
 from piip.predict import load
-from piip.train.checkpoints import AtomicCheckpointIO
 from piip.train.detection import DetectionModule
 from piip.train.folder import RunFolder
 from piip.train.recipe import ModelRecipe
 from piip.train.run import run_training
+from tests.train.resuming import assert_resumes_exactly
 
 SIDE = 96
 
@@ -81,23 +79,7 @@ def test_the_folder_holds_everything(run, pictures):
 
 
 def test_an_interrupted_run_goes_on_exactly(run, pictures, tmp_path, monkeypatch):
-    original = DetectionModule.losses
-
-    def interrupted(self, batch):
-        if self.global_step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, batch)
-
-    monkeypatch.setattr(DetectionModule, "losses", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="after step 6"):
-        run_training(small(pictures), tmp_path / "parts")
-    monkeypatch.undo()
-    resumed = run_training(small(pictures), tmp_path / "parts", resume=True)
-    assert resumed.metrics.read_text() == run.metrics.read_text()
-    one, two = (AtomicCheckpointIO().load_checkpoint(folder.last)["state_dict"] for folder in (run, resumed))
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    results = [{**folder.read_results(), "seconds": 0} for folder in (run, resumed)]
-    assert results[0] == results[1]
+    assert_resumes_exactly(run, small(pictures), DetectionModule, 6, tmp_path / "parts", monkeypatch)
 
 
 def test_the_saved_model_evaluates_as_in_training(run, capsys):

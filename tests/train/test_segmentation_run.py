@@ -1,9 +1,7 @@
 """A whole segmentation run on made-up pictures: train, interrupt, resume, evaluate, predict, report."""
 
 import json
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -13,11 +11,11 @@ from PIL import Image
 import piip
 from piip.cli import main
 from piip.errors import ConfigError
-from piip.train.checkpoints import AtomicCheckpointIO
 from piip.train.folder import RunFolder
 from piip.train.recipe import recipe_from_dict
 from piip.train.run import run_training
 from piip.train.segmentation import SegmentationModule
+from tests.train.resuming import assert_resumes_exactly
 
 pytest.importorskip("transformers")
 
@@ -75,21 +73,7 @@ def test_the_folder_holds_everything(run, pictures):
 
 
 def test_an_interrupted_run_goes_on_exactly(run, pictures, tmp_path, monkeypatch):
-    original = SegmentationModule.losses
-
-    def interrupted(self, batch):
-        if self.global_step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, batch)
-
-    monkeypatch.setattr(SegmentationModule, "losses", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="after step 6"):
-        run_training(small(pictures), tmp_path / "parts")
-    monkeypatch.undo()
-    resumed = run_training(small(pictures), tmp_path / "parts", resume=True)
-    assert resumed.metrics.read_text() == run.metrics.read_text()
-    one, two = (AtomicCheckpointIO().load_checkpoint(folder.last)["state_dict"] for folder in (run, resumed))
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert_resumes_exactly(run, small(pictures), SegmentationModule, 6, tmp_path / "parts", monkeypatch)
 
 
 def test_the_saved_model_evaluates_as_in_training(run, capsys):

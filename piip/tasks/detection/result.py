@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from piip.data.images import open_picture
+from piip.data.images import picture_to_draw_on
 from piip.errors import DataError, require
 from piip.files import atomic_write
 from piip.tasks.detection.anchors import Size
@@ -158,15 +158,7 @@ class Detections:
         """
         from piip.tasks.detection.draw import draw
 
-        if image is None:
-            if self.path is None:
-                raise DataError("These detections know no image file; call plot(image=...).")
-            image = open_picture(self.path)
-        if (image.height, image.width) != self.instances.original_size:
-            raise DataError(
-                f"The image to draw on is {image.height} x {image.width}, the detections are for "
-                f"{self.instances.original_size[0]} x {self.instances.original_size[1]} (height x width)."
-            )
+        image = picture_to_draw_on(image, self.path, self.instances.original_size)
         picture = draw(image, self.instances.filter(score).cpu(), self.class_names)
         if path is not None:
             with atomic_write(path) as temporary:

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from piip.data.images import open_picture
-from piip.errors import DataError
+from piip.data.images import picture_to_draw_on
 from piip.files import atomic_write
 
 if TYPE_CHECKING:
@@ -73,15 +72,7 @@ class Segmentation:
         """
         from piip.tasks.segmentation.draw import draw
 
-        if image is None:
-            if self.path is None:
-                raise DataError("This segmentation knows no image file; call plot(image=...).")
-            image = open_picture(self.path)
-        if (image.height, image.width) != self.original_size:
-            raise DataError(
-                f"The image to draw on is {image.height} x {image.width}, the segmentation is for "
-                f"{self.original_size[0]} x {self.original_size[1]} (height x width)."
-            )
+        image = picture_to_draw_on(image, self.path, self.original_size)
         picture = draw(image, self.labels.cpu(), self.class_names)
         if path is not None:
             with atomic_write(path) as temporary:

@@ -97,7 +97,7 @@ def test_nothing_found_leaves_the_image(detections):
 
 def test_plot_needs_the_image_that_was_searched(instances, tmp_path):
     nowhere = Detections(instances, ("cat", "dog"))
-    with pytest.raises(DataError, match="know no image file"):
+    with pytest.raises(DataError, match="knows no image file"):
         nowhere.plot()
     with pytest.raises(DataError, match="60 x 80"):
         nowhere.plot(image=Image.new("RGB", (60, 80)))
