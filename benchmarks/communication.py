@@ -21,7 +21,7 @@ from piip import get_config
 from piip.cost import CostTable, executed_cost, run_detector
 from piip.files import write_json
 from piip.network import PIIP
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.detection import RCNN, RCNNConfig
 
 MODELS = {"piip_tsb_1120_896_448": 2, "piip_sbl_1120_672_448": 2, "piip_h6b_1024_512": 1}
 """Networks, and images on every GPU."""
@@ -82,16 +82,16 @@ class Traffic:
         return Traffic(self.inside + other.inside, self.between + other.between)
 
 
-def build(name: str) -> Detector:
+def build(name: str) -> RCNN:
     """Return a Mask R-CNN on a network, without memory for its weights."""
     with torch.device("meta"):
         network = PIIP(get_config(name))
         described = {"in_channels": network.out_channels, "strides": tuple(map(int, network.strides))}
         classes = tuple(map(str, range(80)))
-        return Detector(DetectorConfig.from_dict(described | {"classes": classes}), network)
+        return RCNN(RCNNConfig.from_dict(described | {"classes": classes}), network)
 
 
-def units(detector: Detector, cost: CostTable) -> list[Unit]:
+def units(detector: RCNN, cost: CostTable) -> list[Unit]:
     """Return the pieces of a detector in the order of the forward pass."""
     network = detector.backbone
     assert isinstance(network, PIIP)

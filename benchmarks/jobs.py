@@ -29,7 +29,7 @@ from benchmarks.machine import RESULTS, machine
 from piip.data.coco import DetectionDataset
 from piip.files import write_json
 from piip.network import PIIP
-from piip.tasks.detection import box_head, detector, masks, matching, pooling, result, rpn
+from piip.tasks.detection import box_head, detector, masks, matching, pooling, rcnn, result, rpn
 from piip.train import checkpoints, detection, logs, progress
 from piip.train.building import build_model
 from piip.train.detection import DetectionData
@@ -61,10 +61,10 @@ WATCHED: tuple[tuple[Any, str, str], ...] = (
     (box_head.BoxHead, "forward", NETWORK + "box and mask heads, forward"),
     (box_head.BoxHead, "loss", "losses, forward"),
     (box_head.BoxHead, "detect", "detections without NMS"),
-    (detector, "mask_targets", "mask targets"),
+    (rcnn, "mask_targets", "mask targets"),
     (masks.MaskHead, "forward", NETWORK + "box and mask heads, forward"),
     (masks.MaskHead, "loss", "losses, forward"),
-    (detector, "compress", "drawing and compressing masks"),
+    (rcnn, "compress", "drawing and compressing masks"),
     (result.Instances, "to_coco", "results as COCO entries"),
     (detection, "evaluate", "metrics"),
     (DetectionDataset, "coco_dict", "metrics"),
@@ -191,7 +191,7 @@ def profile(recipe: TrainRecipe, images: int) -> dict[str, dict[str, float]]:
     for split in (data.train_set, data.val_set):
         split.indices = split.indices[:images]
     model = build_model(recipe, data.train_set.classes)
-    assert isinstance(model, detector.Detector)
+    assert isinstance(model, rcnn.RCNN)
     module = detection.DetectionModule(model, recipe, data)
     image, target, meta = data.train_set[0]
     losses = model([image], [target], [meta])

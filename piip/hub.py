@@ -16,7 +16,7 @@ from piip.errors import CheckpointError, ConfigError, PiipError
 from piip.files import cannot_write
 from piip.network import PIIP
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.detection import Detector, describe_detector, detector_config, new_detector
 from piip.tasks.segmentation import Segmenter, SegmenterConfig
 from piip.weights import check_finite, download, load_exactly, read_shards
 
@@ -146,7 +146,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
         return {
             "kind": "detector",
             "network": model.backbone.config.to_dict(),
-            "head": model.config.to_dict(),
+            "head": describe_detector(model),
         }
     if isinstance(model, Segmenter) and isinstance(model.backbone, PIIP):
         return {
@@ -169,7 +169,7 @@ def _build(description: Mapping[str, Any], folder: Path) -> nn.Module:
         if kind == "classifier":
             return ImageClassifier(ClassifierConfig.from_dict(description["head"]), network)
         if kind == "detector":
-            return Detector(DetectorConfig.from_dict(description["head"]), network)
+            return new_detector(detector_config(description["head"], {}), network)
         if kind == "segmenter":
             return Segmenter(SegmenterConfig.from_dict(description["head"]), network)
     except (ConfigError, KeyError, TypeError) as error:

@@ -11,7 +11,7 @@ from piip.config import InteractionConfig, MergingConfig
 from piip.errors import ConfigError
 from piip.network import PIIP
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.detection import RCNN, RCNNConfig
 from tests.helpers import (
     fill,
     hierarchical_config,
@@ -81,13 +81,13 @@ def test_a_classifier_keeps_its_head_in_float32():
 
 def test_a_detectors_laterals_move_into_the_upsamplings():
     network = tiny_network()
-    config = DetectorConfig(
+    config = RCNNConfig(
         classes=("a", "b"),
         in_channels=network.out_channels,
         strides=tuple(int(stride) for stride in network.strides),
         fpn_channels=32,
     )
-    detector = Detector(config, network).eval()
+    detector = RCNN(config, network).eval()
     optimized = piip.optimize(detector)
     with torch.no_grad():
         plain = detector.pyramid(detector.backbone(IMAGE))

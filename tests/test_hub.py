@@ -10,7 +10,7 @@ from piip.errors import CheckpointError, ConfigError, PiipError
 from piip.hub import from_pretrained, save_pretrained
 from piip.network import PIIP
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.detection import RCNN, RCNNConfig
 from tests.helpers import fill, hierarchical_config, rotary_config, tiny_config
 
 
@@ -29,8 +29,8 @@ def classifier():
 
 def detector():
     backbone = PIIP(hierarchical_config())
-    config = DetectorConfig(("cat", "dog"), backbone.out_channels, fpn_channels=32, representation_size=32)
-    return fill(Detector(config, backbone)).eval()
+    config = RCNNConfig(("cat", "dog"), backbone.out_channels, fpn_channels=32, representation_size=32)
+    return fill(RCNN(config, backbone)).eval()
 
 
 @pytest.mark.parametrize("build", [network, rotary, classifier, detector])
@@ -51,7 +51,7 @@ def test_round_trip_keeps_class_description_and_outputs(tmp_path, build):
 
 
 def outputs_of(model, image):
-    if not isinstance(model, Detector):
+    if not isinstance(model, RCNN):
         return model(image)
     found = model(image)[0]
     return [*model.pyramid(model.backbone(image)), found.boxes, found.scores, found.labels]

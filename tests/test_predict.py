@@ -8,7 +8,7 @@ from piip.data.settings import ImageConfig
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.network import PIIP
 from piip.predict import DetectionPredictor, load
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.detection import RCNN, RCNNConfig
 from tests.helpers import tiny_config
 
 
@@ -16,7 +16,7 @@ from tests.helpers import tiny_config
 def predictor():
     torch.manual_seed(0)
     backbone = PIIP(tiny_config())
-    config = DetectorConfig(
+    config = RCNNConfig(
         ("cat", "dog"),
         backbone.out_channels,
         fpn_channels=32,
@@ -24,7 +24,7 @@ def predictor():
         mask_channels=32,
         score_threshold=0.01,
     )
-    return DetectionPredictor(Detector(config, backbone), ImageConfig(scale=(160, 128)), (17, 18), "cpu")
+    return DetectionPredictor(RCNN(config, backbone), ImageConfig(scale=(160, 128)), (17, 18), "cpu")
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def _head(recipe: "TrainRecipe", config: "PIIPConfig") -> "DetectorConfig | Segm
     """Return the released head on a network; only its channels and padding differ between checkpoints."""
     from piip.data import ade20k
     from piip.network import build_on_meta
-    from piip.tasks.detection import DetectorConfig
+    from piip.tasks.detection import detector_config
     from piip.tasks.segmentation import SegmenterConfig
 
     network = build_on_meta(config)
@@ -63,7 +63,7 @@ def _head(recipe: "TrainRecipe", config: "PIIPConfig") -> "DetectorConfig | Segm
     if recipe.task == "segmentation":
         return SegmenterConfig.from_dict(described | recipe.segmenter | {"classes": ade20k.CLASSES})
     described["strides"] = tuple(map(int, network.strides))
-    return DetectorConfig.from_dict(described | recipe.detector | {"classes": CLASSES})
+    return detector_config(recipe.detector, described | {"classes": CLASSES})
 
 
 def _predictor(model: "nn.Module", recipe: "TrainRecipe") -> "Predictor":

@@ -15,7 +15,7 @@ from piip.convert.segmenter import segmenter_state_dict
 from piip.errors import CheckpointError
 from piip.network import PIIP
 from piip.tasks.classification import ImageClassifier
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.detection import Detector, DetectorConfig, new_detector
 from piip.tasks.segmentation import Segmenter, SegmenterConfig
 from piip.weights import load_exactly, read_state_dict
 
@@ -58,7 +58,11 @@ def convert_checkpoint(
         raise CheckpointError(f"{path} holds a network without a head; convert it without a recipe.")
     with torch.device("meta"):
         network = PIIP(config)
-        model = Segmenter(head, network) if isinstance(head, SegmenterConfig) else Detector(head, network)
+        model: Segmenter | Detector
+        if isinstance(head, SegmenterConfig):
+            model = Segmenter(head, network)
+        else:
+            model = new_detector(head, network)
     translated, unknown = translate_network(inside, network)
     named = {f"{_backbone_name(model)}.{key}": value for key, value in translated.items()}
     renamed = segmenter_state_dict(heads) if isinstance(model, Segmenter) else detector_state_dict(heads)

@@ -25,7 +25,7 @@ _MASK_LAYERS = {
 
 
 def detector_state_dict(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the original's head tensors to those of :class:`piip.tasks.detection.Detector`.
+    """Rename the original's head tensors to those of :class:`piip.tasks.detection.RCNN`.
 
     The order of the classes and the layout of every tensor are the same; only the names differ.
 

@@ -11,10 +11,10 @@ from piip.cost.executed import executed_cost
 from piip.cost.table import CostTable
 from piip.hub import find_folder, read_description
 from piip.network import PIIP
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.detection import RCNN, detector_config, new_detector
 
 
-def run_detector(detector: Detector, images: Tensor) -> list[Tensor]:
+def run_detector(detector: RCNN, images: Tensor) -> list[Tensor]:
     """Run all layers of a detector once: the ``run`` of `executed_cost`.
 
     The box head sees all proposals, the mask head all detections that an image can have. RoI pooling, suppression
@@ -56,10 +56,10 @@ def detector_cost(folder: Path, image: tuple[int, int] | None = None) -> CostTab
         network = PIIP(config)
         if description["kind"] != "detector":
             return executed_cost(network, height, width)
-        detector = Detector(DetectorConfig.from_dict(description["head"]), network)
+        detector = new_detector(detector_config(description["head"], {}), network)
     return executed_cost(detector, height, width, run=_run)
 
 
 def _run(model: nn.Module, images: Tensor) -> Any:
-    assert isinstance(model, Detector)
+    assert isinstance(model, RCNN)
     return run_detector(model, images)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from piip.data.coco import DetectionDataset, collate
 from piip.data.layout import find_dataset
 from piip.errors import DataError
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.detection import Detector, detector_config, new_detector
 from piip.train.data import TaskData
 from piip.train.metrics import evaluate, main_metric
 from piip.train.module import TrainingModule
@@ -131,7 +131,7 @@ class DetectionModule(TrainingModule):
 
 
 class DetectionTask(Task):
-    """Detection and instance segmentation with a Mask or Faster R-CNN."""
+    """Detection and instance segmentation."""
 
     model = Detector
     data = DetectionData
@@ -145,8 +145,12 @@ class DetectionTask(Task):
             ConfigError: The network has no four maps, or a setting of the head is impossible.
         """
         network = require_four_maps(network, "detector")
-        described = {"in_channels": network.out_channels, "strides": tuple(map(int, network.strides))}
-        return Detector(DetectorConfig.from_dict(described | recipe.detector | {"classes": classes}), network)
+        described = {
+            "in_channels": network.out_channels,
+            "strides": tuple(map(int, network.strides)),
+            "classes": classes,
+        }
+        return new_detector(detector_config(recipe.detector, described), network)
 
     @staticmethod
     def metadata(recipe: TrainRecipe, data: TaskData) -> dict[str, Any]:

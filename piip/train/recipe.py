@@ -154,7 +154,8 @@ class TrainRecipe(Described, called="recipe"):
         data: The data set and its batches.
         image: How images are prepared; saved with the model.
         augment: Random changes of training images.
-        detector: Settings of DetectorConfig that differ from the released ones, such as ``masks: false``.
+        detector: ``kind`` of the detector (``rcnn``) and its settings that differ from the released ones, such as
+            ``masks: false``; the fields of RCNNConfig.
         segmenter: Settings of SegmenterConfig that differ from the released ones, such as ``channels: 256``.
         classifier: Settings of ClassifierConfig that differ from those that suit the network, such as ``token``.
         optimizer: AdamW.
@@ -178,7 +179,9 @@ class TrainRecipe(Described, called="recipe"):
     @property
     def masks(self) -> bool:
         """Whether the detector predicts masks."""
-        return bool(self.detector.get("masks", True))
+        from piip.tasks.detection import detector_class
+
+        return bool(self.detector.get("masks", detector_class(self.detector).config_class.masks))
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML, every default written out."""

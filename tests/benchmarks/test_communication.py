@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.communication import Assumptions, Unit, ddp, fsdp, gradient_bytes, trained, units
 from piip.cost import executed_cost, run_detector
 from piip.network import PIIP
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.detection import RCNN, RCNNConfig
 from tests.helpers import tiny_config
 
 GIVEN = Assumptions()
@@ -55,8 +55,8 @@ def test_gradient_bytes_are_what_processes_exchange(tmp_path):
 def test_units_hold_every_parameter_and_all_operations_of_the_blocks():
     with torch.device("meta"):
         network = PIIP(tiny_config())
-        config = DetectorConfig(("a", "b"), network.out_channels, strides=tuple(map(int, network.strides)))
-        detector = Detector(config, network)
+        config = RCNNConfig(("a", "b"), network.out_channels, strides=tuple(map(int, network.strides)))
+        detector = RCNN(config, network)
     cost = executed_cost(detector, 128, 128, run=run_detector)
     found = units(detector, cost)
     assert sum(unit.params for unit in found) == trained(detector)

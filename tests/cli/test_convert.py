@@ -11,7 +11,7 @@ from piip.factory import create_model
 from piip.hub import from_pretrained
 from piip.network import PIIP
 from piip.predict import load
-from piip.tasks.detection import Detector
+from piip.tasks.detection import RCNN
 from piip.tasks.segmentation import Segmenter
 
 RECIPE = """
@@ -43,7 +43,7 @@ def test_coco_classes_are_those_of_the_annotations(shared):
 def test_a_released_detector_becomes_a_folder_that_predicts(monkeypatch, tmp_path):
     def fake(path, config, head):
         assert (path, head.classes, head.masks) == (Path("official.pth"), CLASSES, False)
-        return Detector(head, PIIP(config)).eval()
+        return RCNN(head, PIIP(config)).eval()
 
     convert_to(monkeypatch, fake)
     (tmp_path / "recipe.yaml").write_text(RECIPE)

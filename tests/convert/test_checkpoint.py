@@ -11,7 +11,7 @@ from piip.errors import CheckpointError
 from piip.network import PIIP
 from piip.presets import get_config
 from piip.tasks.classification import ImageClassifier
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.detection import RCNN, RCNNConfig
 from piip.tasks.segmentation import Segmenter, SegmenterConfig
 from tests.golden.make import TARGET
 from tests.helpers import fill, official_heads, pattern
@@ -32,8 +32,8 @@ def network():
 
 @pytest.fixture
 def detector(network):
-    config = DetectorConfig(("cat", "dog"), network.out_channels, **SMALL_HEADS)
-    detector = fill(Detector(config, network))
+    config = RCNNConfig(("cat", "dog"), network.out_channels, **SMALL_HEADS)
+    detector = fill(RCNN(config, network))
     network.load_state_dict(from_official(CASE["config"], official_backbone()).state_dict())
     return detector.eval()
 
@@ -48,7 +48,7 @@ def release(path, detector, **further):
 def test_a_released_detector_becomes_ours(tmp_path, network, detector):
     release(tmp_path / "released.pth", detector)
     converted = convert_checkpoint(tmp_path / "released.pth", network.config, detector.config)
-    assert isinstance(converted, Detector)
+    assert isinstance(converted, RCNN)
     assert not converted.training
     for (name, ours), theirs in zip(
         detector.state_dict().items(), converted.state_dict().values(), strict=True

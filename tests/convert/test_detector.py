@@ -8,7 +8,7 @@ from torch import nn
 
 from piip.convert.detector import detector_state_dict
 from piip.errors import CheckpointError
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.detection import RCNN, RCNNConfig
 from tests.helpers import official_heads
 
 
@@ -19,9 +19,9 @@ def released_shapes(shared):
 def test_released_checkpoints_fit_one_to_one(shared):
     shapes = released_shapes(shared)
     official = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    config = DetectorConfig(classes=tuple(f"class {i}" for i in range(80)), in_channels=(1024,) * 4)
+    config = RCNNConfig(classes=tuple(f"class {i}" for i in range(80)), in_channels=(1024,) * 4)
     with torch.device("meta"):
-        model = Detector(config, nn.Identity())
+        model = RCNN(config, nn.Identity())
     ours = detector_state_dict(official)
     assert len(ours) == 42
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in model.state_dict().items()}
@@ -30,7 +30,7 @@ def test_released_checkpoints_fit_one_to_one(shared):
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_round_trip(masks):
-    config = DetectorConfig(
+    config = RCNNConfig(
         classes=("a",),
         in_channels=(4,) * 4,
         masks=masks,
@@ -38,7 +38,7 @@ def test_round_trip(masks):
         representation_size=8,
         mask_channels=4,
     )
-    state = Detector(config, nn.Identity()).state_dict()
+    state = RCNN(config, nn.Identity()).state_dict()
     official = official_heads(state)
     assert all(name.startswith(("neck.", "rpn_head.", "roi_head.")) for name in official)
     again = detector_state_dict(official)
@@ -47,9 +47,9 @@ def test_round_trip(masks):
 
 
 def test_every_unknown_and_missing_tensor_is_listed():
-    config = DetectorConfig(classes=("a",), in_channels=(4,) * 4, fpn_channels=4, mask_channels=4)
+    config = RCNNConfig(classes=("a",), in_channels=(4,) * 4, fpn_channels=4, mask_channels=4)
     with torch.device("meta"):
-        official = official_heads(Detector(config, nn.Identity()).state_dict())
+        official = official_heads(RCNN(config, nn.Identity()).state_dict())
     del official["rpn_head.rpn_cls.bias"]
     official["roi_head.bbox_head.0.fc_cls.weight"] = torch.zeros(1)
     with pytest.raises(CheckpointError) as caught:

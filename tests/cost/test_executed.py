@@ -10,8 +10,8 @@ from piip.errors import ConfigError, DataError
 from piip.network import PIIP, build_on_meta
 from piip.presets import get_config
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
-from piip.tasks.detection.config import DetectorConfig
-from piip.tasks.detection.detector import Detector
+from piip.tasks.detection.config import RCNNConfig
+from piip.tasks.detection.rcnn import RCNN
 from tests.helpers import hierarchical_config, tiny_branch, tiny_config, tiny_network
 
 
@@ -139,8 +139,8 @@ def test_a_classifier_around_the_network():
 
 def test_a_detector_around_the_network():
     network = PIIP(tiny_config())
-    config = DetectorConfig(classes=("a", "b"), in_channels=network.out_channels, fpn_channels=32)
-    table = executed_cost(Detector(config, network), 128, 128, run=run_detector)
+    config = RCNNConfig(classes=("a", "b"), in_channels=network.out_channels, fpn_channels=32)
+    table = executed_cost(RCNN(config, network), 128, 128, run=run_detector)
     width = 1024
     per_box = 32 * 49 * width + width**2 + width * (3 + 2 * 4)
     assert table["box_head"].macs == 1000 * per_box

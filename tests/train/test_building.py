@@ -4,7 +4,7 @@ import torch
 from piip.errors import CheckpointError, ConfigError
 from piip.factory import create_model
 from piip.hub import save_pretrained
-from piip.tasks.detection import Detector
+from piip.tasks.detection import RCNN
 from piip.train.building import build_model, build_network
 from piip.train.recipe import ModelRecipe, TrainerRecipe, TrainRecipe
 
@@ -17,7 +17,7 @@ def recipe(model: ModelRecipe, **trainer) -> TrainRecipe:
 
 def test_a_published_model_and_timm_names_build():
     detector = build_model(recipe(ModelRecipe(name="piip_nano")), ("cat",))
-    assert isinstance(detector, Detector)
+    assert isinstance(detector, RCNN)
     assert detector.training
     names = ("test_vit", "test_vit")
     changes = {"num_interactions": 2, "patch_size": 16}

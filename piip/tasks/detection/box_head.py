@@ -10,7 +10,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import batched_nms
 
 from piip.tasks.detection.boxes import BoxCoder, clip
-from piip.tasks.detection.config import DetectorConfig
+from piip.tasks.detection.config import RCNNConfig
 from piip.tasks.detection.matching import Matcher, Sampler
 
 
@@ -38,7 +38,7 @@ class BoxHead(nn.Module):
         config: The detector.
     """
 
-    def __init__(self, config: DetectorConfig) -> None:
+    def __init__(self, config: RCNNConfig) -> None:
         super().__init__()
         self.config = config
         self.coder = BoxCoder(config.box_stds)

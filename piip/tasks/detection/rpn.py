@@ -11,7 +11,7 @@ from torchvision.ops import batched_nms
 
 from piip.tasks.detection.anchors import Size, base_anchors, cells_inside, grid_anchors
 from piip.tasks.detection.boxes import BoxCoder, clip
-from piip.tasks.detection.config import DetectorConfig
+from piip.tasks.detection.config import RCNNConfig
 from piip.tasks.detection.matching import Matcher, Sample, Sampler
 
 
@@ -38,7 +38,7 @@ class RegionProposals(nn.Module):
         config: The detector; its strides get one more level, twice the last.
     """
 
-    def __init__(self, config: DetectorConfig) -> None:
+    def __init__(self, config: RCNNConfig) -> None:
         super().__init__()
         self.config = config
         self.strides = (*config.strides, 2 * config.strides[-1])

@@ -9,9 +9,9 @@ from torch import nn
 
 from piip.convert.detector import detector_state_dict
 from piip.data.geometry import ImageMeta
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.detection import RCNN, RCNNConfig
 
-CONFIG = DetectorConfig(
+CONFIG = RCNNConfig(
     classes=("a", "b", "c", "d", "e"),
     in_channels=(24, 32, 40, 48),
     pad_divisor=32,
@@ -39,7 +39,7 @@ def load(shared, name):
 
 def detector(shared):
     maps = [load(shared, "maskrcnn_infer")[f"in.{i}"] for i in range(4)]
-    model = Detector(CONFIG, FixedMaps(maps))
+    model = RCNN(CONFIG, FixedMaps(maps))
     model.load_state_dict(detector_state_dict(load(shared, "maskrcnn_weights")))
     return model.eval()
 

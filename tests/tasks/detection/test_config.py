@@ -5,15 +5,15 @@ import json
 import pytest
 
 from piip.errors import ConfigError
-from piip.tasks.detection import DetectorConfig
+from piip.tasks.detection import RCNNConfig
 
 BASE = {"classes": ["cat", "dog"], "in_channels": [8, 8, 8, 8]}
 
 
 def test_round_trip_through_json():
-    config = DetectorConfig.from_dict(BASE | {"pad_divisor": None, "masks": False})
+    config = RCNNConfig.from_dict(BASE | {"pad_divisor": None, "masks": False})
     assert config.classes == ("cat", "dog")
-    assert DetectorConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert RCNNConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def test_round_trip_through_json():
 )
 def test_impossible_settings_are_named(changes, message):
     with pytest.raises(ConfigError, match=message):
-        DetectorConfig.from_dict(BASE | changes)
+        RCNNConfig.from_dict(BASE | changes)
 
 
 def test_classes_are_needed():
     with pytest.raises(ConfigError, match="needs the key 'classes'"):
-        DetectorConfig.from_dict({"in_channels": [8] * 4})
+        RCNNConfig.from_dict({"in_channels": [8] * 4})

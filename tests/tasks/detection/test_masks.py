@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 from torch.nn import functional as F
 
-from piip.tasks.detection.config import DetectorConfig
+from piip.tasks.detection.config import RCNNConfig
 from piip.tasks.detection.masks import MaskHead, compress, decode_masks, encode_window, mask_targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -85,7 +85,7 @@ def test_targets_are_the_part_of_the_mask_in_the_box():
 
 
 def test_loss_is_the_mean_over_the_channel_of_the_class():
-    config = DetectorConfig(classes=("a", "b"), in_channels=(8,) * 4, fpn_channels=8, mask_channels=8)
+    config = RCNNConfig(classes=("a", "b"), in_channels=(8,) * 4, fpn_channels=8, mask_channels=8)
     head = MaskHead(config)
     logits = torch.randn(3, 2, 28, 28)
     labels, targets = torch.tensor([0, 1, 1]), torch.randint(0, 2, (3, 28, 28)).float()

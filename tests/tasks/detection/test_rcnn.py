@@ -12,7 +12,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from piip.data.geometry import ImageMeta
 from piip.errors import ConfigError, DataError
-from piip.tasks.detection import Detector, DetectorConfig
+from piip.tasks.detection import RCNN, RCNNConfig
 from piip.tasks.detection.masks import decode_masks
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -47,7 +47,7 @@ def config(**changes):
         "mask_channels": 16,
         "mask_depth": 2,
     }
-    return DetectorConfig(**(values | changes))
+    return RCNNConfig(**(values | changes))
 
 
 def scene():
@@ -65,7 +65,7 @@ def scene():
 def test_learns_one_scene_with_masks():
     torch.manual_seed(0)
     image, target = scene()
-    model = Detector(config(rpn_post_nms=100, box_samples=64), TinyBackbone())
+    model = RCNN(config(rpn_post_nms=100, box_samples=64), TinyBackbone())
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=80)
     history = []
@@ -89,7 +89,7 @@ def test_learns_one_scene_with_masks():
 
 @pytest.mark.parametrize("with_objects", [True, False])
 def test_every_parameter_gets_a_gradient(with_objects):
-    detector = Detector(config(), TinyBackbone()).train()
+    detector = RCNN(config(), TinyBackbone()).train()
     image, target = scene()
     if not with_objects:
         target = {name: values[:0] for name, values in target.items()}
@@ -99,7 +99,7 @@ def test_every_parameter_gets_a_gradient(with_objects):
 
 def test_faster_rcnn_has_no_masks_anywhere():
     image, target = scene()
-    model = Detector(config(masks=False), TinyBackbone())
+    model = RCNN(config(masks=False), TinyBackbone())
     del target["masks"]
     assert set(model([image], [target])) == {"loss_rpn_cls", "loss_rpn_box", "loss_cls", "loss_box"}
     assert model.eval()([image])[0].masks is None
@@ -107,7 +107,7 @@ def test_faster_rcnn_has_no_masks_anywhere():
 
 
 def test_pyramid_is_torchvisions():
-    model = Detector(config(), TinyBackbone())
+    model = RCNN(config(), TinyBackbone())
     reference = FeaturePyramidNetwork(list(CHANNELS), 16, LastLevelMaxPool())
     reference.load_state_dict(model.fpn.state_dict())
     maps = model.backbone(torch.randn(1, 3, 100, 132))
@@ -118,7 +118,7 @@ def test_pyramid_is_torchvisions():
 
 @pytest.mark.parametrize(("divisor", "shape"), [(32, (96, 160)), (None, (70, 130)), (224, (224, 224))])
 def test_images_are_padded_at_the_bottom_and_the_right(divisor, shape):
-    model = Detector(config(pad_divisor=divisor), TinyBackbone())
+    model = RCNN(config(pad_divisor=divisor), TinyBackbone())
     batch = model.batch([torch.ones(3, 70, 50), torch.ones(3, 33, 130)])
     assert batch.shape == (2, 3, *shape)
     assert batch[0].sum() == 3 * 70 * 50
@@ -128,7 +128,7 @@ def test_images_are_padded_at_the_bottom_and_the_right(divisor, shape):
 @pytest.mark.parametrize("divisor", [32, None])
 def test_any_sizes_in_one_batch(divisor):
     torch.manual_seed(1)
-    model = Detector(config(pad_divisor=divisor, score_threshold=0.0), TinyBackbone()).eval()
+    model = RCNN(config(pad_divisor=divisor, score_threshold=0.0), TinyBackbone()).eval()
     images = [torch.randn(3, 65, 140), torch.randn(3, 131, 47)]
     for found, image in zip(model(images), images, strict=True):
         assert found.original_size == image.shape[1:]
@@ -140,7 +140,7 @@ def test_any_sizes_in_one_batch(divisor):
 
 def test_results_are_in_pixels_of_the_original():
     torch.manual_seed(1)
-    model = Detector(config(score_threshold=0.0), TinyBackbone()).eval()
+    model = RCNN(config(score_threshold=0.0), TinyBackbone()).eval()
     image = torch.randn(3, 64, 96)
     meta = ImageMeta.of(7, "x.jpg", (128, 48), (64, 96))
     plain, scaled = model([image])[0], model([image], metas=[meta])[0]
@@ -150,7 +150,7 @@ def test_results_are_in_pixels_of_the_original():
 
 def test_heads_run_in_float32_under_autocast():
     image, target = scene()
-    model = Detector(config(), TinyBackbone())
+    model = RCNN(config(), TinyBackbone())
     with torch.autocast("cpu", torch.bfloat16):
         losses = model([image], [target])
         assert model.backbone(image[None])[0].dtype == torch.bfloat16
@@ -159,7 +159,7 @@ def test_heads_run_in_float32_under_autocast():
 
 def test_same_seed_same_losses():
     image, target = scene()
-    model = Detector(config(), TinyBackbone())
+    model = RCNN(config(), TinyBackbone())
     torch.manual_seed(5)
     first = model([image], [target])
     torch.manual_seed(5)
@@ -167,7 +167,7 @@ def test_same_seed_same_losses():
 
 
 def test_initial_values():
-    model = Detector(config(fpn_channels=64, representation_size=256, mask_channels=64), TinyBackbone())
+    model = RCNN(config(fpn_channels=64, representation_size=256, mask_channels=64), TinyBackbone())
     heads = {n: p for n, p in model.named_parameters() if not n.startswith("backbone.")}
     assert not any(p.abs().max() for n, p in heads.items() if n.endswith("bias"))
 
@@ -188,11 +188,11 @@ def test_initial_values():
 
 def test_builds_on_the_meta_device():
     with torch.device("meta"):
-        model = Detector(config(), TinyBackbone())
+        model = RCNN(config(), TinyBackbone())
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert not list(model.buffers())
     model = model.to_empty(device="cpu")
-    model.load_state_dict(Detector(config(), TinyBackbone()).state_dict())
+    model.load_state_dict(RCNN(config(), TinyBackbone()).state_dict())
     model.eval()([torch.zeros(3, 64, 64)])
 
 
@@ -208,7 +208,7 @@ def test_builds_on_the_meta_device():
 )
 def test_damaged_images_are_named(images, message):
     with pytest.raises(DataError, match=message):
-        Detector(config(), TinyBackbone()).eval()(images)
+        RCNN(config(), TinyBackbone()).eval()(images)
 
 
 @pytest.mark.parametrize(
@@ -231,23 +231,23 @@ def test_damaged_targets_are_named(changes, message):
     target = {key: value for key, value in (target | changes).items() if value is not None}
     meta = ImageMeta.of(1, "a.jpg", (96, 120), (96, 120))
     with pytest.raises(DataError, match=message):
-        Detector(config(), TinyBackbone())([image], [target], [meta])
+        RCNN(config(), TinyBackbone())([image], [target], [meta])
 
 
 def test_targets_and_images_are_as_many():
     with pytest.raises(DataError, match="0 targets for 1 images"):
-        Detector(config(), TinyBackbone())([scene()[0]], [])
+        RCNN(config(), TinyBackbone())([scene()[0]], [])
 
 
 def test_a_loss_that_is_no_number_stops_the_training():
     image, target = scene()
-    model = Detector(config(), TinyBackbone())
+    model = RCNN(config(), TinyBackbone())
     nn.init.constant_(model.box_head.cls_score.bias, math.inf)
     with pytest.raises(DataError, match="loss_cls is nan: the training has diverged"):
         model([image], [target])
 
 
 def test_a_backbone_of_other_channels_is_refused():
-    model = Detector(config(), TinyBackbone((8, 8, 8, 8)))
+    model = RCNN(config(), TinyBackbone((8, 8, 8, 8)))
     with pytest.raises(ConfigError, match=r"\(8, 8, 8, 8\) channels, but in_channels is \(8, 12, 16, 20\)"):
         model([torch.zeros(3, 64, 64)])
