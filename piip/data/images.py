@@ -53,7 +53,7 @@ def open_picture(path: str | Path) -> Image.Image:
         ImageFileError: The file is missing, truncated or no image.
     """
     with _opened(path) as file:
-        return ImageOps.exif_transpose(file).convert("RGB")
+        return to_picture(file)
 
 
 def picture_to_draw_on(
@@ -109,12 +109,16 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """Return a PIL image as ``(3, h, w)`` uint8 RGB, its EXIF orientation applied."""
+    return torch.from_numpy(np.array(to_picture(image))).permute(2, 0, 1).contiguous()
+
+
+def to_picture(image: Image.Image) -> Image.Image:
+    """Return a PIL image in RGB, its EXIF orientation applied."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits a pixel; PIL would clip them at 255
         deep = np.asarray(image).astype(np.int64)
         image = Image.fromarray((deep.clip(0, 65535) >> 8).astype(np.uint8))
-    pixels = np.array(image.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return image.convert("RGB")
 
 
 def _reason(error: BaseException) -> str:

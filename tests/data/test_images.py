@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from piip.data.images import ImageFileError, read_image, read_size
+from piip.data.images import ImageFileError, open_picture, read_image, read_size
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     deep = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     assert torch.equal(read_image(tmp_path / "deep.png")[1], torch.from_numpy((deep >> 8).astype(np.uint8)))
+    assert (np.asarray(open_picture(tmp_path / "deep.png"))[..., 1] == deep >> 8).all()
 
 
 def test_broken_files_are_named(tmp_path, picture):
