@@ -15,6 +15,7 @@ from piip._version import __version__
 if TYPE_CHECKING:
     from piip.config import BranchConfig, InteractionConfig, MergingConfig, PIIPConfig
     from piip.convert import from_official
+    from piip.data.settings import AugmentedTest
     from piip.factory import build, create_model
     from piip.folding import optimize
     from piip.hub import from_pretrained, save_pretrained
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "piip.config": ("BranchConfig", "InteractionConfig", "MergingConfig", "PIIPConfig"),
     "piip.convert": ("from_official",),
+    "piip.data.settings": ("AugmentedTest",),
     "piip.factory": ("build", "create_model"),
     "piip.folding": ("optimize",),
     "piip.hub": ("from_pretrained", "save_pretrained"),
@@ -59,6 +61,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "PIIP",
     "RCNN",
+    "AugmentedTest",
     "BranchConfig",
     "Classification",
     "ClassificationPredictor",

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from piip.data.classification import timm_transform
-from piip.data.geometry import ImageMeta
+from piip.data.classification import prepare_picture
 from piip.data.images import read_image, to_tensor
-from piip.data.settings import ImageConfig
-from piip.data.transforms import prepare_image
+from piip.data.settings import AugmentedTest, ImageConfig
+from piip.data.views import Views
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.hub import find_folder, from_pretrained, read_description, save_pretrained
-from piip.tasks.classification import ImageClassifier
+from piip.tasks.classification import ImageClassifier, classify_views
 from piip.tasks.classified import Classification
-from piip.tasks.detection import Detections, Detector, Instances
-from piip.tasks.segmentation import Segmentation, Segmenter
+from piip.tasks.detection import Detections, Detector, Instances, detect_views
+from piip.tasks.segmentation import Segmentation, Segmenter, segment_views
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,15 +33,26 @@ class Predictor(ABC):
         model: The model.
         image: How images are prepared, as in training.
         device: Where it runs; ``auto`` takes a GPU if there is one.
+        test: How often, and how, it looks at an image; once by default.
+
+    Attributes:
+        test: As above; it may be replaced between images.
 
     Raises:
         ConfigError: The device is not there.
     """
 
-    def __init__(self, model: nn.Module, image: ImageConfig, device: str | torch.device = "auto") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        image: ImageConfig,
+        device: str | torch.device = "auto",
+        test: AugmentedTest | None = None,
+    ) -> None:
         self.device = choose_device(device)
         self.model: Any = model.to(self.device).eval()
         self.image = image
+        self.test = test or AugmentedTest()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -62,7 +72,6 @@ class Predictor(ABC):
         """
         return next(self.predict_all([image], score))
 
-    @torch.inference_mode()
     def predict_all(self, images: Iterable["Picture"], score: float = 0.0) -> Iterator[Any]:
         """Look at images, one after the other; only one image is held in memory."""
         for number, image in enumerate(images):
@@ -87,8 +96,12 @@ class Predictor(ABC):
         return {"images": [image | record for image, record in zip(images, records, strict=True)]}
 
     @abstractmethod
+    def infer(self, pixels: Tensor) -> Any:
+        """Return what the model says of an image (3, H, W) uint8; prediction and evaluation both go this way."""
+
+    @abstractmethod
     def _predict(self, pixels: Tensor, path: Path | None, number: int, score: float) -> Any:
-        """Return the result for an image (3, H, W) uint8."""
+        """Return what `infer` says of an image (3, H, W) uint8 as the result that users get."""
 
 
 class DetectionPredictor(Predictor):
@@ -99,6 +112,7 @@ class DetectionPredictor(Predictor):
         image: How images are prepared, as in training.
         category_ids: COCO category of every class; 1, 2, ... by default.
         device: Where it runs; ``auto`` takes a GPU if there is one.
+        test: How often, and how, it looks at an image; once by default.
     """
 
     def __init__(
@@ -107,8 +121,9 @@ class DetectionPredictor(Predictor):
         image: ImageConfig,
         category_ids: tuple[int, ...] = (),
         device: str | torch.device = "auto",
+        test: AugmentedTest | None = None,
     ) -> None:
-        super().__init__(model, image, device)
+        super().__init__(model, image, device, test)
         self.category_ids = category_ids or tuple(range(1, len(self.classes) + 1))
 
     def metadata(self) -> dict[str, Any]:
@@ -122,44 +137,55 @@ class DetectionPredictor(Predictor):
         objects = [entry for record in records for entry in record["annotations"]]
         return {"images": images, "categories": categories, "annotations": objects}
 
+    @torch.inference_mode()
+    def infer(self, pixels: Tensor) -> Instances:
+        """Return the objects in an image (3, H, W) uint8."""
+        return detect_views(self.model, Views(pixels, self.image, self.test, self.device))
+
     def _predict(self, pixels: Tensor, path: Path | None, number: int, score: float) -> Detections:
-        prepared = prepare_image(pixels, self.image)
-        size, original = ((t.shape[-2], t.shape[-1]) for t in (prepared, pixels))
-        meta = ImageMeta.of(number, path.name if path else f"image {number}", original, size)
-        found = self.model([prepared.to(self.device)], metas=[meta])
-        instances: Instances = found[0]
-        return Detections(instances.cpu().filter(score), self.classes, self.category_ids, path, number)
+        found = self.infer(pixels).cpu().filter(score)
+        return Detections(found, self.classes, self.category_ids, path, number)
 
 
 class SegmentationPredictor(Predictor):
     """A segmenter that takes image files; its results are `Segmentation`s."""
 
+    @torch.inference_mode()
+    def infer(self, pixels: Tensor) -> Tensor:
+        """Return the class numbers uint8 (H, W) of the pixels of an image (3, H, W) uint8."""
+        return segment_views(self.model, Views(pixels, self.image, self.test, self.device)).to(torch.uint8)
+
     def _predict(self, pixels: Tensor, path: Path | None, number: int, score: float) -> Segmentation:
-        prepared = prepare_image(pixels, self.image)
-        logits = self.model.segment(prepared[None].to(self.device), (pixels.shape[-2], pixels.shape[-1]))
-        labels = logits[0].argmax(0).to(torch.uint8).cpu()
-        return Segmentation(labels, self.classes, path, number)
+        return Segmentation(self.infer(pixels).cpu(), self.classes, path, number)
 
 
 class ClassificationPredictor(Predictor):
     """A classifier that takes image files; its results are `Classification`s."""
 
-    def _predict(self, pixels: Tensor, path: Path | None, number: int, score: float) -> Classification:
-        from torchvision.transforms.v2.functional import to_pil_image
+    @torch.inference_mode()
+    def infer(self, pixels: Tensor) -> Tensor:
+        """Return the logits (C,) of an image (3, H, W) uint8."""
+        return classify_views(self.model, Views(pixels, self.image, self.test, self.device, prepare_picture))
 
-        prepared = timm_transform(self.image)(to_pil_image(pixels))
-        probabilities = self.model(prepared[None].to(self.device))[0].float().softmax(0).cpu()
+    def _predict(self, pixels: Tensor, path: Path | None, number: int, score: float) -> Classification:
+        probabilities = self.infer(pixels).softmax(0).cpu()
         size = (pixels.shape[-2], pixels.shape[-1])
         return Classification(probabilities, self.classes, size, path, number)
 
 
-def load(source: str | Path, device: str | torch.device = "auto", revision: str | None = None) -> Predictor:
+def load(
+    source: str | Path,
+    device: str | torch.device = "auto",
+    revision: str | None = None,
+    test: AugmentedTest | None = None,
+) -> Predictor:
     """Load a trained detector, segmenter or classifier.
 
     Args:
         source: A run folder, the folder of a saved model, or ``owner/name`` on the Hugging Face Hub.
         device: Where it runs; ``auto`` takes a GPU if there is one.
         revision: Branch, tag or commit of the repository on the Hub.
+        test: How often, and how, it looks at an image (test-time augmentation); once by default.
 
     Raises:
         CheckpointError: There is no model that can predict, or it is damaged.
@@ -175,10 +201,10 @@ def load(source: str | Path, device: str | torch.device = "auto", revision: str 
         )
     image = ImageConfig.from_dict(metadata["image"])
     if isinstance(model, Segmenter):
-        return SegmentationPredictor(model, image, device)
+        return SegmentationPredictor(model, image, device, test)
     if isinstance(model, ImageClassifier):
-        return ClassificationPredictor(model, image, device)
-    return DetectionPredictor(model, image, tuple(metadata.get("category_ids", ())), device)
+        return ClassificationPredictor(model, image, device, test)
+    return DetectionPredictor(model, image, tuple(metadata.get("category_ids", ())), device, test)
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -4,7 +4,10 @@ import torch
 from PIL import Image
 
 import piip
-from piip.data.settings import ImageConfig
+from piip.data.geometry import ImageMeta
+from piip.data.images import read_image
+from piip.data.settings import AugmentedTest, ImageConfig
+from piip.data.transforms import prepare_image
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.network import PIIP
 from piip.predict import DetectionPredictor, load
@@ -74,6 +77,41 @@ def test_networks_without_a_head_cannot_predict(tmp_path):
 def test_missing_devices_are_named(tmp_path, predictor):
     with pytest.raises(ConfigError, match="The device 'cuda:7' is not there; use --device cpu or auto"):
         DetectionPredictor(predictor.model, predictor.image, device="cuda:7")
+
+
+@torch.inference_mode()
+def test_one_view_is_bit_for_bit_the_model_on_the_prepared_image(predictor, picture):
+    image = prepare_image(read_image(picture), predictor.image)
+    meta = ImageMeta.of(0, "picture.png", (90, 150), tuple(image.shape[1:]))
+    plain = predictor.model([image], metas=[meta])[0]
+    predictor.test = AugmentedTest(scales=(1.0,), flip=False)
+    found = predictor.predict(picture).instances
+    assert torch.equal(found.boxes, plain.boxes)
+    assert torch.equal(found.scores, plain.scores)
+    assert found.masks == plain.masks
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_augmented_results_are_results_like_others(predictor, picture, tmp_path):
+    predictor.save(tmp_path / "model")
+    augmented = load(tmp_path / "model", "cpu", test=piip.AugmentedTest((0.75, 1.0), flip=True))
+    found, plain = augmented.predict(picture), predictor.predict(picture)
+    assert not torch.equal(found.instances.boxes[:5], plain.instances.boxes[:5])
+    assert found.instances.original_size == (90, 150)
+    entries = found.to_coco()
+    assert 0 < len(entries) == len(found) <= 100
+    assert {tuple(entry["segmentation"]["size"]) for entry in entries} == {(90, 150)}
+    assert found.plot().size == plain.plot().size
+    assert (found.instances.scores.diff() <= 0).all()
+
+
+def test_augmentation_is_no_part_of_a_saved_model(predictor, tmp_path):
+    predictor.test = AugmentedTest(flip=True)
+    try:
+        predictor.save(tmp_path / "model")
+    finally:
+        predictor.test = AugmentedTest()
+    assert load(tmp_path / "model", "cpu").test == AugmentedTest()
 
 
 @pytest.mark.parametrize(

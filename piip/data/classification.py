@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import to_pil_image
 
 from piip.data.geometry import ImageMeta
-from piip.data.images import SUFFIXES, open_picture
+from piip.data.images import SUFFIXES, open_picture, read_image
 from piip.data.sampler import Key
 from piip.data.settings import AugmentConfig, ImageConfig
 from piip.data.transforms import seeded
@@ -150,6 +151,24 @@ class ClassificationDataset(Dataset[Item]):
         original = (picture.height, picture.width)
         meta = ImageMeta.of(index, str(path), original, (prepared.shape[-2], prepared.shape[-1]))
         return prepared, self.split.labels[index], meta
+
+    def read(self, index: int) -> tuple[Tensor, int]:
+        """Return an image (3, H, W) uint8 as it is in its file, and its class number.
+
+        Raises:
+            ImageFileError: The image cannot be read.
+        """
+        return read_image(self.split.images[index]), self.split.labels[index]
+
+
+def prepare_picture(pixels: Tensor, config: ImageConfig) -> Tensor:
+    """Return an image (3, h, w) uint8 as a classifier reads it at test time, (3, side, side) float32.
+
+    Raises:
+        ConfigError: The scale is no square.
+    """
+    prepared: Tensor = timm_transform(config)(to_pil_image(pixels))
+    return prepared
 
 
 def timm_transform(image: ImageConfig, augment: AugmentConfig | None = None) -> Any:

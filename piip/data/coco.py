@@ -107,6 +107,15 @@ class DetectionDataset(Dataset[Item]):
         original = self.index.size(position)
         return pixels, target, ImageMeta.of(image_id, self.index.file_names[position], original, size)
 
+    def read(self, index: int) -> tuple[Tensor, int]:
+        """Return an image (3, H, W) uint8 as it is in its file, and its id.
+
+        Raises:
+            ImageFileError: The image cannot be read or has another size than annotated.
+        """
+        position = int(self.indices[index])
+        return self._read(position), int(self.index.image_ids[position])
+
     @property
     def orientations(self) -> NDArray[np.int64]:
         """``(len,)``: 1 where the image is at least as wide as high; batches hold one kind (HEADS 9)."""
@@ -167,8 +176,7 @@ class DetectionDataset(Dataset[Item]):
             entry["segmentation"] = self.index.outlines.to_coco(item, size)
         return entry
 
-    def _load(self, position: int) -> Sample:
-        """Return the unchanged image with its usable objects, boxes clipped to it."""
+    def _read(self, position: int) -> Tensor:
         size = self.index.size(position)
         path = self.index.root / self.index.file_names[position]
         image = read_image(path)
@@ -177,6 +185,11 @@ class DetectionDataset(Dataset[Item]):
                 f"Image {path} is {found[1]} x {found[0]} pixels but {self.index.source} says "
                 f"{size[1]} x {size[0]}; mend one of them (piip check-data lists all)."
             )
+        return image
+
+    def _load(self, position: int) -> Sample:
+        """Return the unchanged image with its usable objects, boxes clipped to it."""
+        image, size = self._read(position), self.index.size(position)
         objects = self.index.objects(position)
         objects = objects[self._usable[objects]]
         boxes = torch.from_numpy(self.index.boxes[objects]).to(torch.float32)

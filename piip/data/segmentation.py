@@ -64,14 +64,8 @@ class SegmentationDataset(Dataset[Item]):
             ImageFileError: An image or mask cannot be read, or they differ in size.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        path = self.split.images[index]
-        pixels, labels = read_image(path), torch.from_numpy(read_labels(self.split, index))
+        pixels, labels = self.read(index)
         original = (pixels.shape[-2], pixels.shape[-1])
-        if tuple(labels.shape) != original:
-            raise ImageFileError(
-                f"Mask {self.split.masks[index]} is {labels.shape[1]} x {labels.shape[0]} pixels but its image is "
-                f"{original[1]} x {original[0]}; mend one of them."
-            )
         if self._transform is None:
             prepared = prepare_image(pixels, self.image)
         else:
@@ -81,8 +75,23 @@ class SegmentationDataset(Dataset[Item]):
             labels = sample["labels"].as_subclass(Tensor)
             prepared = normalise(sample["image"].as_subclass(Tensor), self.image)
         size = (prepared.shape[-2], prepared.shape[-1])
-        meta = ImageMeta.of(index, str(path), original, size)
+        meta = ImageMeta.of(index, str(self.split.images[index]), original, size)
         return prepared, labels.to(torch.int64), meta
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return an image (3, H, W) and its labels (H, W), both uint8 and as they are in the files.
+
+        Raises:
+            ImageFileError: An image or mask cannot be read, or they differ in size.
+        """
+        pixels = read_image(self.split.images[index])
+        labels = torch.from_numpy(read_labels(self.split, index))
+        if labels.shape != pixels.shape[-2:]:
+            raise ImageFileError(
+                f"Mask {self.split.masks[index]} is {labels.shape[1]} x {labels.shape[0]} pixels but its image is "
+                f"{pixels.shape[2]} x {pixels.shape[1]}; mend one of them."
+            )
+        return pixels, labels
 
     @property
     def groups(self) -> NDArray[np.int64]:
@@ -120,7 +129,7 @@ def training_transform(augment: AugmentConfig, image: ImageConfig) -> Augment:
             "Segmenters are trained on crops of one size; set augment.policy to crop and augment.crop to its side."
         )
     steps: list[v2.Transform] = [
-        RandomRatio(image.scale, augment.ratios),
+        RandomRatio(image, augment.ratios),
         VariedCrop(augment.crop, augment.largest_share),
         v2.RandomHorizontalFlip(augment.flip),
     ]
@@ -133,18 +142,17 @@ def training_transform(augment: AugmentConfig, image: ImageConfig) -> Augment:
 class RandomRatio(v2.Transform):
     """Resize to the test scale times a random factor, the aspect ratio kept."""
 
-    def __init__(self, scale: tuple[int, int], ratios: tuple[float, float]) -> None:
+    def __init__(self, image: ImageConfig, ratios: tuple[float, float]) -> None:
         super().__init__()
-        self.scale = scale
+        self.image = image
         self.ratios = ratios
 
     def __call__(self, sample: Sample) -> Sample:
         """Resize image and labels."""
         low, high = self.ratios
         ratio = low + (high - low) * float(torch.rand(()))
-        limits = (max(1, int(self.scale[0] * ratio + 0.5)), max(1, int(self.scale[1] * ratio + 0.5)))
         height, width = sample["image"].shape[-2:]
-        size = list(keep_ratio_size(height, width, limits))
+        size = list(keep_ratio_size(height, width, self.image.scaled(ratio).scale))
         resized = tvf.resize(sample["image"], size, antialias=False)
         labels = tvf.resize(sample["labels"][None], size, interpolation=v2.InterpolationMode.NEAREST)[0]
         return {"image": resized, "labels": tv_tensors.Mask(labels)}

@@ -39,6 +39,33 @@ class ImageConfig(Described):
         self.check_range("std", 0, above=True)
         self.check_range("scale", 1)
 
+    def scaled(self, factor: float) -> "ImageConfig":
+        """Return the same preparation at a scale times a factor, rounded to whole pixels."""
+        long, short = (max(1, int(side * factor + 0.5)) for side in self.scale)
+        return self.replace(scale=(long, short))
+
+
+@dataclass(frozen=True)
+class AugmentedTest(Described, called="test"):
+    """How often, and how, an image is looked at in prediction and evaluation (test-time augmentation).
+
+    What is seen in all views is merged: boxes by non-maximum suppression, masks and classes by averaging
+    probabilities. The default is the image itself, once.
+
+    Attributes:
+        scales: Factors of the image scale (`ImageConfig.scale`), such as ``(0.75, 1.0, 1.25)``.
+        flip: Whether the image is also looked at mirrored left to right, at every scale.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def check(self) -> None:
+        """Refuse to look nowhere, or at images without size."""
+        if not self.scales:
+            raise ConfigError("test.scales is empty; give at least one factor, such as 1.0.")
+        self.check_range("scales", 0, above=True)
+
 
 @dataclass(frozen=True)
 class AugmentConfig(Described):

@@ -1,7 +1,7 @@
 """Image classification heads (SPEC 8)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from piip.errors import ConfigError
 from piip.network import PIIP
 from piip.pyramid import crop_to_image
 from piip.tokens import Tokens
+
+if TYPE_CHECKING:
+    from piip.data.views import Views
 
 ClassificationHead = Literal["merged", "branch_heads"]
 HeadToken = Literal["class", "first_patch", "mean"]
@@ -88,6 +91,19 @@ class ImageClassifier(nn.Module):
         if self.config.token == "class" and tokens.prefix is not None:
             return norm(tokens.prefix[:, 0])
         return norm(tokens.x[:, 0])
+
+
+def classify_views(classifier: ImageClassifier, views: "Views") -> Tensor:
+    """Return logits (C,) of an image; their softmax is the mean of the probabilities in all views.
+
+    Args:
+        classifier: In evaluation mode.
+        views: The image, squares at every scale.
+    """
+    logits = [classifier(view.image[None])[0].float() for view in views]
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack(logits).log_softmax(1).logsumexp(0)  # a softmax is blind to the missing -log(views)
 
 
 def _check(config: ClassifierConfig, network: PIIPConfig) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -21,6 +20,8 @@ from piip.train.metrics import evaluate
 
 def evaluate_model(predictor: Predictor, data: str, split: str, max_detections: int = 100) -> dict[str, Any]:
     """Return the metrics of a model on one split of a data set, as JSON-ready values, by kind.
+
+    Images are read as in prediction, with the predictor's test-time augmentation if it has one.
 
     Args:
         predictor: The model and how it reads images.
@@ -40,19 +41,17 @@ def evaluate_model(predictor: Predictor, data: str, split: str, max_detections: 
     return evaluate_detector(predictor, data, split, max_detections)
 
 
-@torch.inference_mode()
 def evaluate_classifier(predictor: ClassificationPredictor, data: str, split: str) -> dict[str, Any]:
     """Return the accuracies of a classifier; see `evaluate_model`."""
     dataset = ClassificationDataset(find_classes(data, split, predictor.classes), predictor.image)
     pairs = []
     for index in _tracked(len(dataset), "classifying"):
-        image, label, _ = dataset[index]
-        logits = predictor.model(image[None].to(predictor.device))[0]
-        pairs.append((logits.topk(min(5, len(predictor.classes))).indices.tolist(), label))
+        pixels, label = dataset.read(index)
+        best = predictor.infer(pixels).topk(min(5, len(predictor.classes)))
+        pairs.append((best.indices.tolist(), label))
     return {"classification": scores_of(pairs, predictor.classes)}
 
 
-@torch.inference_mode()
 def evaluate_segmenter(predictor: SegmentationPredictor, data: str, split: str) -> dict[str, Any]:
     """Return the mean intersection over union and the accuracies of a segmenter; see `evaluate_model`."""
     source = find_masks(data, predictor.classes).split(split)
@@ -64,13 +63,11 @@ def evaluate_segmenter(predictor: SegmentationPredictor, data: str, split: str) 
     dataset = SegmentationDataset(source, predictor.image)
     counts = []
     for index in _tracked(len(dataset), "segmenting"):
-        image, truth, meta = dataset[index]
-        logits = predictor.model.segment(image[None].to(predictor.device), meta.original_size)
-        counts.append(count_pixels(logits[0].argmax(0).cpu(), truth, len(predictor.classes), IGNORED))
+        pixels, truth = dataset.read(index)
+        counts.append(count_pixels(predictor.infer(pixels).cpu(), truth, len(predictor.classes), IGNORED))
     return {"segmentation": segmentation_scores(counts, predictor.classes).to_dict()}
 
 
-@torch.inference_mode()
 def evaluate_detector(
     predictor: DetectionPredictor, data: str, split: str, max_detections: int = 100
 ) -> dict[str, Any]:
@@ -104,9 +101,8 @@ def evaluate_detector(
     if masks:
         dataset.require_outlines(dataset.objects)
     results: list[dict[str, Any]] = []
-    for image, _, meta in (dataset[index] for index in _tracked(len(dataset), "detecting")):
-        found = predictor.model([image.to(predictor.device)], None, [meta])[0]
-        results += found.to_coco(meta.image_id, dataset.category_ids)
+    for pixels, image_id in (dataset.read(index) for index in _tracked(len(dataset), "detecting")):
+        results += predictor.infer(pixels).to_coco(image_id, dataset.category_ids)
     scores = evaluate(dataset.coco_dict(), results, masks=masks, max_detections=max_detections)
     return {kind: score.to_dict() for kind, score in scores.items()}
 

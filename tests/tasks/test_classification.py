@@ -2,9 +2,12 @@ import pytest
 import torch
 
 from piip.config import MergingConfig
+from piip.data.classification import prepare_picture
+from piip.data.settings import AugmentedTest, ImageConfig
+from piip.data.views import Views
 from piip.errors import ConfigError
 from piip.network import PIIP
-from piip.tasks.classification import ClassifierConfig, ImageClassifier
+from piip.tasks.classification import ClassifierConfig, ImageClassifier, classify_views
 from tests.helpers import fill, tiny_branch, tiny_config
 
 MAPS = MergingConfig("none", pyramid_levels=())
@@ -73,3 +76,17 @@ def test_branch_heads_are_averaged():
 def test_impossible_heads_are_refused(build, message):
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+@torch.no_grad()
+def test_probabilities_of_all_views_are_averaged():
+    model, config = classifier(), ImageConfig(scale=(64, 64))
+    pixels = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
+    views = Views(pixels, config, AugmentedTest((1.0, 1.5), flip=True), prepare=prepare_picture)
+    assert [tuple(view.image.shape) for view in views] == [(3, 64, 64)] * 2 + [(3, 96, 96)] * 2
+    expected = sum(model(view.image[None])[0].softmax(0) for view in views) / 4
+    torch.testing.assert_close(classify_views(model, views).softmax(0), expected)
+    mirrored = Views(pixels.flip(-1), config, views.test, prepare=prepare_picture)
+    torch.testing.assert_close(classify_views(model, mirrored).softmax(0), expected)
+    once = Views(pixels, config, AugmentedTest(), prepare=prepare_picture)
+    assert torch.equal(classify_views(model, once), model(prepare_picture(pixels, config)[None])[0])

@@ -1,5 +1,6 @@
 """Detection and instance segmentation."""
 
+from piip.tasks.detection.augmented import detect_views
 from piip.tasks.detection.config import DetectorConfig, RCNNConfig
 from piip.tasks.detection.detector import Detector
 from piip.tasks.detection.kinds import describe_detector, detector_class, detector_config, new_detector
@@ -14,6 +15,7 @@ __all__ = [
     "Instances",
     "RCNNConfig",
     "describe_detector",
+    "detect_views",
     "detector_class",
     "detector_config",
     "new_detector",

@@ -33,6 +33,12 @@ def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), torch.cat([limits, limits], dim=-1))
 
 
+def mirror(boxes: Tensor, width: float) -> Tensor:
+    """Return boxes (..., 4) of an image that is ``width`` wide in the image mirrored left to right, and back."""
+    left, top, right, bottom = boxes.unbind(-1)
+    return torch.stack([width - right, top, width - left, bottom], dim=-1)
+
+
 @dataclass(frozen=True)
 class BoxCoder:
     """Boxes as offsets of centre and log size relative to reference boxes (HEADS.md 2.4).

@@ -67,15 +67,20 @@ class Detector(nn.Module, ABC):
         check_images(images, names)
         if targets is not None:
             check_targets(self.config, targets, images, names)
-        maps = self.backbone(self.batch(images))
+        pyramid = self.features(images)
         with torch.autocast(images[0].device.type, enabled=False):
-            pyramid = self.pyramid(maps)
             sizes = [_size(image) for image in images]
             if targets is None:
                 return self.detect(pyramid, sizes, metas)
             losses = self.losses(pyramid, sizes, targets)
             _check_finite(losses)
             return losses
+
+    def features(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Return the float32 maps that the head reads of normalised images (3, h, w)."""
+        maps = self.backbone(self.batch(images))
+        with torch.autocast(images[0].device.type, enabled=False):
+            return self.pyramid(maps)
 
     def padded_size(self, size: Size) -> Size:
         """Return the size (height, width) of an image after its own padding."""
