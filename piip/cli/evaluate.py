@@ -1,10 +1,13 @@
 """``piip eval``."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from piip.cli.console import percent, table
 from piip.errors import ConfigError
+
+if TYPE_CHECKING:
+    from piip.data.settings import AugmentedTest
 
 
 def evaluate(
@@ -12,6 +15,8 @@ def evaluate(
     data: Path | None = None,
     split: str | None = None,
     max_detections: int | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
     device: str = "auto",
     out: Path | None = None,
 ) -> dict[str, Any]:
@@ -22,14 +27,17 @@ def evaluate(
         data: The data set; that of the run by default.
         split: The split; the run's validation split by default.
         max_detections: Detections per image that count; the run's setting, or 100.
+        scales: Look at each image at these factors of its scale, such as 0.75,1,1.25, and merge what is seen.
+        flip: Also look at each image mirrored left to right.
         device: Where the model runs: auto, cpu, cuda, cuda:1, mps.
         out: Where the results are written as JSON; eval_SPLIT.json in the run folder by default.
     """
-    from piip import load
+    from piip import AugmentedTest, load
     from piip.files import write_json
     from piip.train.evaluation import evaluate_model
     from piip.train.folder import RunFolder
 
+    test = AugmentedTest(scales, flip)
     run = RunFolder(Path(model))
     recipe = run.recipe() if run.config.is_file() else None
     if data is None and recipe is None:
@@ -39,11 +47,12 @@ def evaluate(
     limit = max_detections
     if limit is None:
         limit = recipe.trainer.max_detections if recipe else 100
-    scores = evaluate_model(load(model, device), folder, split, limit)
-    _print(f"{model} on {split} of {folder}", scores)
+    scores = evaluate_model(load(model, device, test=test), folder, split, limit)
+    _print(f"{model} on {split} of {folder}{_views(test)}", scores)
     target = out or (run.path / f"eval_{split}.json" if recipe else None)
     if target is not None:
-        write_json(target, {"data": folder, "split": split, "max_detections": limit} | scores)
+        settings = {"data": folder, "split": split, "max_detections": limit, "test": test.to_dict()}
+        write_json(target, settings | scores)
     return scores
 
 
@@ -63,3 +72,11 @@ def _print(title: str, scores: dict[str, Any]) -> None:
             [name, *(percent(scores[kind]["classes"][name][metric]) for kind in kinds)] for name in classes
         ]
         table(f"{metric} by class", ["class", *kinds], rows)
+
+
+def _views(test: "AugmentedTest") -> str:
+    """Return in words how images are looked at, nothing if it is once."""
+    scales = f" at {', '.join(f'{factor:g}' for factor in test.scales)} of the scale" * (
+        test.scales != (1.0,)
+    )
+    return scales + " and mirrored" * test.flip

@@ -85,7 +85,7 @@ def _plain_help(formatter: Any) -> Any:
             text: str = super()._expand_help(action)
             for pattern, words in _TYPES_IN_WORDS:
                 text = re.sub(rf"(?<=type: ){pattern}(?=[,)])", words, text)
-            return text
+            return re.sub(r"(?<=default: )\((.*?),?\)(?=\))", r"\1", text)  # a tuple, as it is typed
 
     return PlainHelp
 

@@ -15,6 +15,8 @@ def predict_images(
     model: str,
     out: Path = Path("predictions"),
     score: float = 0.5,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
     device: str = "auto",
 ) -> Path:
     """Show what a trained model sees in images.
@@ -28,15 +30,18 @@ def predict_images(
         model: A run, the folder of a saved model, or owner/name on the Hugging Face Hub.
         out: Folder for the drawn images and predictions.json.
         score: Leave out objects with a lower score; of a detector.
+        scales: Look at each image at these factors of its scale, such as 0.75,1,1.25, and merge what is seen.
+        flip: Also look at each image mirrored left to right.
         device: Where the model runs: auto, cpu, cuda, cuda:1, mps.
     """
-    from piip import load
+    from piip import AugmentedTest, load
     from piip.files import write_json
     from piip.tasks.segmentation import Segmentation
 
+    test = AugmentedTest(scales, flip)
     files = _files(images)
     targets = _targets(files, out)
-    predictor = load(model, device)
+    predictor = load(model, device, test=test)
     seen = []
     with _all_or_nothing(targets):
         for found in predictor.predict_all(files, score):
