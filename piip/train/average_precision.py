@@ -138,6 +138,10 @@ def _near(
     return list(pairs.items())
 
 
+_MOST_MASKS = 255
+"""Masks that pycocotools 2.0.11 measures at once: it puts their number into 8 bits, which numpy 2 refuses."""
+
+
 def _areas(found: Sequence[Entry], kind: str) -> NDArray[np.float64]:
     if not found:
         return np.empty(0)
@@ -145,7 +149,9 @@ def _areas(found: Sequence[Entry], kind: str) -> NDArray[np.float64]:
         return np.array([entry["bbox"][2] * entry["bbox"][3] for entry in found], float)
     mask = require("pycocotools.mask", "detect", "Evaluation")
     # Not that of the box, which pycocotools takes where a result has one.
-    return np.asarray(mask.area([entry["segmentation"] for entry in found]), float)
+    masks = [entry["segmentation"] for entry in found]
+    parts = [mask.area(masks[start : start + _MOST_MASKS]) for start in range(0, len(masks), _MOST_MASKS)]
+    return np.concatenate(parts).astype(float)
 
 
 def _curve(

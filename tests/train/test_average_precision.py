@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from piip.train.average_precision import AREAS, RECALLS, THRESHOLDS, precision_recall
+from piip.train.average_precision import AREAS, RECALLS, THRESHOLDS, _areas, precision_recall
 
 IMAGES = (7, 3, 12)
 
@@ -67,3 +68,10 @@ def test_a_class_without_objects_has_no_precision(found):
     precision, recall = precision_recall({}, found, "bbox", 100)
     assert (precision == -1).all()
     assert (recall == -1).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 600])
+def test_any_number_of_masks_has_areas(count):
+    pixels = np.arange(40 * 40).reshape(40, 40)
+    found = [{"segmentation": mask.encode(np.asfortranarray(pixels < n, np.uint8))} for n in range(count)]
+    assert _areas(found, "segm").tolist() == list(range(count))
