@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from piip.presets import get_config, list_models
     from piip.tasks.classification import ClassifierConfig, ImageClassifier
     from piip.tasks.classified import Classification
-    from piip.tasks.detection import RCNN, Detections, Detector, RCNNConfig
+    from piip.tasks.detection import DINO, RCNN, Detections, Detector, DINOConfig, RCNNConfig
     from piip.tasks.segmentation import Segmentation, Segmenter, SegmenterConfig
 
 _HOMES = {
@@ -51,18 +51,20 @@ _HOMES = {
     "piip.presets": ("get_config", "list_models"),
     "piip.tasks.classification": ("ClassifierConfig", "ImageClassifier"),
     "piip.tasks.classified": ("Classification",),
-    "piip.tasks.detection": ("Detections", "Detector", "RCNN", "RCNNConfig"),
+    "piip.tasks.detection": ("DINO", "RCNN", "DINOConfig", "Detections", "Detector", "RCNNConfig"),
     "piip.tasks.segmentation": ("Segmentation", "Segmenter", "SegmenterConfig"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "DINO",
     "PIIP",
     "RCNN",
     "BranchConfig",
     "Classification",
     "ClassificationPredictor",
     "ClassifierConfig",
+    "DINOConfig",
     "DetectionPredictor",
     "Detections",
     "Detector",

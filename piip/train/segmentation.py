@@ -15,7 +15,7 @@ from piip.train.data import TaskData
 from piip.train.module import TrainingModule
 from piip.train.recipe import TrainRecipe
 from piip.train.samples import draw_segmentations
-from piip.train.task import Task, require_four_maps
+from piip.train.task import Task, require_maps
 
 
 class SegmentationData(TaskData):
@@ -101,7 +101,7 @@ class SegmentationTask(Task):
         Raises:
             ConfigError: The network has no four maps, or a setting of the heads is impossible.
         """
-        network = require_four_maps(network, "segmenter")
+        network = require_maps(network, "segmenter")
         described = {"in_channels": network.out_channels, "ignore_index": IGNORED}
         return Segmenter(
             SegmenterConfig.from_dict(described | recipe.segmenter | {"classes": classes}), network

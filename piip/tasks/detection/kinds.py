@@ -8,9 +8,10 @@ from torch import nn
 from piip.errors import ConfigError, nearest
 from piip.tasks.detection.config import DetectorConfig
 from piip.tasks.detection.detector import Detector
+from piip.tasks.detection.dino import DINO
 from piip.tasks.detection.rcnn import RCNN
 
-KINDS: Mapping[str, type[Detector]] = {"rcnn": RCNN}
+KINDS: Mapping[str, type[Detector]] = {"rcnn": RCNN, "dino": DINO}
 DEFAULT = "rcnn"
 
 
