@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from piip.data.mask_layout import IGNORED, find_masks
+from piip.data.labels import IGNORED
+from piip.data.mask_layout import find_masks
 from piip.data.segmentation import SegmentationDataset, collate
 from piip.errors import ConfigError, DataError
 from piip.tasks.segmentation import Segmenter, SegmenterConfig
