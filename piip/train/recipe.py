@@ -60,8 +60,9 @@ class DataRecipe(Described, called="data"):
     """The data set.
 
     Attributes:
-        folder: A COCO, Roboflow or YOLO folder; for segmentation ADE20K, Cityscapes, images and
-            masks, or a folder for detection with outlines; for classification a folder per class or tables (train.csv) of files and classes.
+        folder: A COCO, Roboflow or YOLO folder; for segmentation ADE20K, Cityscapes, images and masks, or a folder
+            for detection with outlines; for classification a folder per class or tables (train.csv) of files and
+            classes.
         train: Split that is trained on.
         val: Split that is evaluated.
         classes: Class names to keep, in label order; all when empty.
