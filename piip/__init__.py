@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from piip.presets import get_config, list_models
     from piip.tasks.classification import ClassifierConfig, ImageClassifier
     from piip.tasks.classified import Classification
-    from piip.tasks.detection import RCNN, Detections, Detector, RCNNConfig
+    from piip.tasks.detection import (
+        RCNN,
+        CascadeRCNN,
+        CascadeRCNNConfig,
+        Detections,
+        Detector,
+        RCNNConfig,
+    )
     from piip.tasks.segmentation import Segmentation, Segmenter, SegmenterConfig
 
 _HOMES = {
@@ -51,7 +58,14 @@ _HOMES = {
     "piip.presets": ("get_config", "list_models"),
     "piip.tasks.classification": ("ClassifierConfig", "ImageClassifier"),
     "piip.tasks.classified": ("Classification",),
-    "piip.tasks.detection": ("Detections", "Detector", "RCNN", "RCNNConfig"),
+    "piip.tasks.detection": (
+        "CascadeRCNN",
+        "CascadeRCNNConfig",
+        "Detections",
+        "Detector",
+        "RCNN",
+        "RCNNConfig",
+    ),
     "piip.tasks.segmentation": ("Segmentation", "Segmenter", "SegmenterConfig"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -60,6 +74,8 @@ __all__ = [
     "PIIP",
     "RCNN",
     "BranchConfig",
+    "CascadeRCNN",
+    "CascadeRCNNConfig",
     "Classification",
     "ClassificationPredictor",
     "ClassifierConfig",
