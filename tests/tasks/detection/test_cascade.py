@@ -148,6 +148,7 @@ def test_every_stage_learns_from_the_boxes_of_the_one_before():
     with torch.no_grad():
         pyramid = model.pyramid(model.backbone(model.batch([image])))
     assert [head for head, *_ in calls] == list(model.box_heads)
+    assert len(calls[0][1][0]) == 300
     before = None
     for stage, (_, (proposals, objects, _), samples) in enumerate(calls):
         assert not proposals.requires_grad
@@ -271,6 +272,25 @@ def test_with_a_box_for_every_class_the_class_decides():
     assert head.refine(boxes, logits, deltas, size)[:, 0].tolist() == [10, 12, 10, 12]
     labels = torch.tensor([1, 0, 2, 2])  # of background, the best class counts
     assert head.refine(boxes, logits, deltas, size, labels)[:, 0].tolist() == [12, 10, 10, 12]
+
+
+def test_in_training_the_true_class_decides():
+    model = cascade(box_class_agnostic=False, masks=False)
+    image, target = scene()
+    function, known = BoxHead.refine, []
+
+    def refine(head, *given):
+        known.append(given[-1])
+        return function(head, *given)
+
+    with patch.object(BoxHead, "refine", refine):
+        _, calls = recorded(model, image, target)
+    assert [labels.tolist() for labels in known] == [samples.labels.tolist() for *_, samples in calls[:2]]
+
+
+def test_no_stage_takes_boxes_below_its_overlap():
+    matchers = [head.matcher for head in cascade().box_heads]
+    assert [(m.positive, m.negative, m.low_quality) for m in matchers] == [(iou, iou, False) for iou in IOUS]
 
 
 def test_learns_one_scene():
