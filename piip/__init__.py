@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from piip.tasks.classification import ClassifierConfig, ImageClassifier
     from piip.tasks.classified import Classification
     from piip.tasks.detection import (
+        DINO,
         RCNN,
         CascadeRCNN,
         CascadeRCNNConfig,
         Detections,
         Detector,
+        DINOConfig,
         RCNNConfig,
     )
     from piip.tasks.segmentation import Segmentation, Segmenter, SegmenterConfig
@@ -61,9 +63,11 @@ _HOMES = {
     "piip.tasks.detection": (
         "CascadeRCNN",
         "CascadeRCNNConfig",
+        "DINO",
+        "RCNN",
+        "DINOConfig",
         "Detections",
         "Detector",
-        "RCNN",
         "RCNNConfig",
     ),
     "piip.tasks.segmentation": ("Segmentation", "Segmenter", "SegmenterConfig"),
@@ -71,6 +75,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "DINO",
     "PIIP",
     "RCNN",
     "BranchConfig",
@@ -79,6 +84,7 @@ __all__ = [
     "Classification",
     "ClassificationPredictor",
     "ClassifierConfig",
+    "DINOConfig",
     "DetectionPredictor",
     "Detections",
     "Detector",

@@ -11,10 +11,10 @@ from piip.cost.executed import executed_cost
 from piip.cost.table import CostTable
 from piip.hub import find_folder, read_description
 from piip.network import PIIP
-from piip.tasks.detection import TwoStage, detector_config, new_detector
+from piip.tasks.detection import DINO, Detector, TwoStage, detector_config, new_detector
 
 
-def run_detector(detector: TwoStage, images: Tensor) -> list[Tensor]:
+def run_detector(detector: Detector, images: Tensor) -> list[Tensor]:
     """Run all layers of a detector once: the ``run`` of `executed_cost`.
 
     Every box head sees all proposals, every mask head all detections that an image can have. RoI pooling,
@@ -24,6 +24,11 @@ def run_detector(detector: TwoStage, images: Tensor) -> list[Tensor]:
         detector: The detector.
         images: (B, 3, H, W).
     """
+    if isinstance(detector, DINO):
+        sizes = [(images.shape[2], images.shape[3])] * len(images)
+        memory, places = detector.encode(detector.pyramid(detector.backbone(images)), sizes)
+        return [memory, *detector.decode(memory, places, detector.select(memory, places).boxes)]
+    assert isinstance(detector, TwoStage)
     config = detector.config
     maps = detector.backbone(images)
     pyramid = list(detector.fpn({str(level): feature for level, feature in enumerate(maps)}).values())
@@ -62,5 +67,5 @@ def detector_cost(folder: Path, image: tuple[int, int] | None = None) -> CostTab
 
 
 def _run(model: nn.Module, images: Tensor) -> Any:
-    assert isinstance(model, TwoStage)
+    assert isinstance(model, Detector)
     return run_detector(model, images)

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from piip.cli.demo import RECIPE
 from piip.presets import list_models
-from piip.tasks.detection import CascadeRCNN
+from piip.tasks.detection import DINO, CascadeRCNN
 from piip.train.building import build_network
 from piip.train.detection import DetectionData
 from piip.train.recipe import load_recipe
@@ -22,6 +22,7 @@ SHARED_PARTS = {
     "mask_rcnn_1x_mix",
     "cascade_rcnn_1x",
     "cascade_rcnn_3x_ms",
+    "dino_4scale",
     "upernet_80k",
     "upernet_160k",
     "released_20_epochs",
@@ -62,7 +63,7 @@ def test_recipe_builds(path):
 
 
 def test_every_published_detector_has_a_recipe():
-    tasks = ("_cls", "_seg", "_llava", "_llava_13b", "_dino", "_dinov3")
+    tasks = ("_cls", "_seg", "_llava", "_llava_13b", "_dinov3")
     own = {"piip_nano", "piip_nano_deit", "piip_tsb_512_384_256"}
     wanted = {name for name in list_models() if not name.endswith(tasks)} - own
     assert wanted - {path.stem for path in (ROOT / "coco").glob("*.yaml")} == set()
@@ -91,6 +92,15 @@ def test_every_published_cascade_has_a_recipe(shared):
         if long:
             assert (recipe.augment.crop, recipe.augment.factor) == (side, side / 1024)
             assert recipe.image.scale == (int(1333 * side / 1024), int(800 * side / 1024))
+
+
+def test_released_dinos_have_their_settings():
+    recipe, detector = build(ROOT / "coco" / "piip_sbl_1792_1120_672_deit384_dino.yaml")
+    assert isinstance(detector, DINO)
+    config = detector.config
+    assert (config.num_queries, config.num_denoising, config.box_noise) == (900, 100, 1.0)
+    assert (config.pad_divisor, config.detections_per_image, recipe.trainer.clip_norm) == (224, 300, 0.1)
+    assert (recipe.trainer.epochs, recipe.schedule.milestones) == (36, (27, 33))
 
 
 def test_every_published_segmenter_has_a_recipe():
@@ -127,7 +137,8 @@ def test_the_demo_is_the_digits_recipe():
 
 
 @pytest.mark.parametrize(
-    ("name", "folder"), [("bccd", "bccd"), ("nuclei", "nuclei_dsb2018"), ("coco_tiny", "coco_tiny")]
+    ("name", "folder"),
+    [("bccd", "bccd"), ("bccd_dino", "bccd"), ("nuclei", "nuclei_dsb2018"), ("coco_tiny", "coco_tiny")],
 )
 def test_small_recipes_fit_their_data(shared, name, folder):
     recipe = load_recipe(ROOT / f"{name}.yaml", {"data.folder": str(shared / "data" / folder)})

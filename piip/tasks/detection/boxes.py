@@ -22,6 +22,33 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
     return intersection.div_(union)
 
 
+def giou(first: Tensor, second: Tensor, least: float) -> Tensor:
+    """Return the generalised overlaps (...), from -1 to 1, of boxes (..., 4); shapes broadcast.
+
+    Args:
+        first: Boxes.
+        second: Boxes.
+        least: Smallest area of union and hull, so that boxes without area have an overlap.
+    """
+    low, high = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
+    intersection = (high - low).clamp(min=0).prod(-1)
+    union = (area(first) + area(second) - intersection).clamp(min=least)
+    low, high = torch.minimum(first[..., :2], second[..., :2]), torch.maximum(first[..., 2:], second[..., 2:])
+    hull = (high - low).clamp(min=0).prod(-1).clamp(min=least)
+    return intersection / union - (hull - union) / hull
+
+
+def from_centre(boxes: Tensor) -> Tensor:
+    """Return boxes (..., 4) given as centre and size as corners."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def to_centre(boxes: Tensor) -> Tensor:
+    """Return boxes (..., 4) given as corners as centre and size."""
+    return torch.cat(_centre_size(boxes), dim=-1)
+
+
 def area(boxes: Tensor) -> Tensor:
     """Return the areas (...) of boxes (..., 4)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

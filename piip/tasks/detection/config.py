@@ -1,7 +1,7 @@
 """The description of a detector: everything but its backbone."""
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 from piip.described import Described
 from piip.errors import ConfigError
@@ -23,6 +23,8 @@ class DetectorConfig(Described):
     Raises:
         ConfigError: A value is impossible.
     """
+
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
 
     classes: tuple[str, ...]
     in_channels: tuple[int, ...]
@@ -51,14 +53,15 @@ class DetectorConfig(Described):
 
     def _check_numbers(self) -> None:
         for field in fields(self):
+            may_be_zero = field.name in self.may_be_zero
             if getattr(self, field.name) == ():
                 raise ConfigError(f"{field.name} is empty; give at least one entry.")
             if field.type in (int, int | None, tuple[int, ...]):
-                self.check_range(field.name, 1)
+                self.check_range(field.name, 0 if may_be_zero else 1)
             elif field.name.endswith(("_iou", "_fraction", "_threshold", "nms")):
                 self.check_range(field.name, 0, 1, closed=True)
             elif field.type in (float, float | None, tuple[float, ...]):
-                self.check_range(field.name, 0, above=True)
+                self.check_range(field.name, 0, above=not may_be_zero)
 
     def _check_lengths(self) -> None:
         if len(self.in_channels) != len(self.strides):
