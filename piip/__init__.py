@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from piip.presets import get_config, list_models
     from piip.tasks.classification import ClassifierConfig, ImageClassifier
     from piip.tasks.classified import Classification
-    from piip.tasks.detection import DINO, RCNN, Detections, Detector, DINOConfig, RCNNConfig
+    from piip.tasks.detection import (
+        DINO,
+        RCNN,
+        CascadeRCNN,
+        CascadeRCNNConfig,
+        Detections,
+        Detector,
+        DINOConfig,
+        RCNNConfig,
+    )
     from piip.tasks.segmentation import Segmentation, Segmenter, SegmenterConfig
 
 _HOMES = {
@@ -51,7 +60,16 @@ _HOMES = {
     "piip.presets": ("get_config", "list_models"),
     "piip.tasks.classification": ("ClassifierConfig", "ImageClassifier"),
     "piip.tasks.classified": ("Classification",),
-    "piip.tasks.detection": ("DINO", "RCNN", "DINOConfig", "Detections", "Detector", "RCNNConfig"),
+    "piip.tasks.detection": (
+        "CascadeRCNN",
+        "CascadeRCNNConfig",
+        "DINO",
+        "RCNN",
+        "DINOConfig",
+        "Detections",
+        "Detector",
+        "RCNNConfig",
+    ),
     "piip.tasks.segmentation": ("Segmentation", "Segmenter", "SegmenterConfig"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -61,6 +79,8 @@ __all__ = [
     "PIIP",
     "RCNN",
     "BranchConfig",
+    "CascadeRCNN",
+    "CascadeRCNNConfig",
     "Classification",
     "ClassificationPredictor",
     "ClassifierConfig",

@@ -98,7 +98,10 @@ def our_name(key: str) -> str | None:
 
 def official_heads(ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A detector's heads under the original's names."""
-    names = {new: old for old, new in head_names(any(k.startswith("mask_head.") for k in ours)).items()}
+    numbers = [int(key.split(".")[1]) for key in ours if key.startswith("box_heads.")]
+    stages = max(numbers, default=-1) + 1
+    masks = any(key.startswith("mask_head") for key in ours)
+    names = {new: old for old, new in head_names(masks, stages).items()}
     return {names[name]: tensor for name, tensor in ours.items()}
 
 

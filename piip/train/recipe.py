@@ -155,8 +155,9 @@ class TrainRecipe(Described, called="recipe"):
         data: The data set and its batches.
         image: How images are prepared; saved with the model.
         augment: Random changes of training images.
-        detector: ``kind`` of the detector (``rcnn``) and its settings that differ from the released ones, such as
-            ``masks: false``; the fields of RCNNConfig.
+        detector: ``kind`` of the detector (``rcnn``, ``cascade_rcnn`` or ``dino``) and its settings that differ
+            from the released ones, such as ``masks: false``; the fields of RCNNConfig, CascadeRCNNConfig or
+            DINOConfig.
         segmenter: Settings of SegmenterConfig that differ from the released ones, such as ``channels: 256``.
         classifier: Settings of ClassifierConfig that differ from those that suit the network, such as ``token``.
         optimizer: AdamW.

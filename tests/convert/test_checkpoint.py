@@ -11,7 +11,7 @@ from piip.errors import CheckpointError
 from piip.network import PIIP
 from piip.presets import get_config
 from piip.tasks.classification import ImageClassifier
-from piip.tasks.detection import DINO, RCNN, DINOConfig, RCNNConfig
+from piip.tasks.detection import DINO, RCNN, CascadeRCNNConfig, DINOConfig, RCNNConfig, new_detector
 from piip.tasks.segmentation import Segmenter, SegmenterConfig
 from tests.golden.make import TARGET
 from tests.helpers import fill, official_dino, official_heads, pattern
@@ -75,6 +75,21 @@ def test_a_released_detector_becomes_ours(tmp_path, network, detector):
         assert torch.equal(ours, theirs), name
     image = torch.randn(3, 128, 160)
     assert torch.equal(detector([image])[0].boxes, converted([image])[0].boxes)
+
+
+def test_a_cascade_becomes_ours(tmp_path, network, detector):
+    config = CascadeRCNNConfig(("cat", "dog"), network.out_channels, **SMALL_HEADS)
+    cascade = fill(new_detector(config, network))
+    network.load_state_dict(from_official(CASE["config"], official_backbone()).state_dict())
+    release(tmp_path / "released.pth", cascade)
+    converted = convert_checkpoint(tmp_path / "released.pth", network.config, config)
+    assert converted.config == config
+    for (name, ours), theirs in zip(
+        cascade.state_dict().items(), converted.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+    with pytest.raises(CheckpointError, match=r"box_heads\.0\.cls_score"):
+        convert_checkpoint(tmp_path / "released.pth", network.config, detector.config)
 
 
 def test_the_network_alone_is_taken_from_bare_tensors(tmp_path, network):

@@ -11,7 +11,7 @@ from piip.errors import ConfigError, DataError
 from piip.network import PIIP, build_on_meta
 from piip.presets import get_config
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
-from piip.tasks.detection import DINO, RCNN, DINOConfig, RCNNConfig
+from piip.tasks.detection import DINO, RCNN, CascadeRCNN, CascadeRCNNConfig, DINOConfig, RCNNConfig
 from tests.helpers import hierarchical_config, tiny_branch, tiny_config, tiny_network
 
 
@@ -148,6 +148,20 @@ def test_a_detector_around_the_network():
     assert table["fpn"].macs > 0
     assert table["mask_head"].macs > 0
     assert table["branch1.blocks"].macs == executed_cost(network, 128, 128)["branch1.blocks"].macs
+
+
+def test_every_stage_of_a_cascade_costs():
+    network = PIIP(tiny_config())
+    small = {"fpn_channels": 16, "representation_size": 32, "mask_channels": 16}
+    config = CascadeRCNNConfig(("a", "b"), network.out_channels, rpn_post_nms=50, **small)
+    detector = CascadeRCNN(config, network)
+    table = executed_cost(detector, 128, 128, run=run_detector)
+    per_box = 16 * 49 * 32 + 32**2 + 32 * (3 + 4)
+    assert table["box_heads"].macs == 3 * 50 * per_box
+    rcnn = RCNN(RCNNConfig(("a", "b"), network.out_channels, **small), network)
+    single = executed_cost(rcnn, 128, 128, run=run_detector)
+    assert table["mask_heads"].macs == 3 * single["mask_head"].macs > 0
+    assert table.params == sum(p.numel() for p in detector.parameters())
 
 
 def test_a_dino_around_the_network():

@@ -10,15 +10,15 @@ MAX_LOG_RATIO = abs(math.log(16 / 1000))  # a side changes by at most this facto
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Return the overlaps (N, M) of boxes (N, 4) and (M, 4), 0 for boxes without area (HEADS.md 2.8).
+    """Return the overlaps (..., N, M) of boxes (..., N, 4) and (..., M, 4), 0 without area (HEADS.md 2.8).
 
     Works axis by axis: hundreds of thousands of anchors never meet the objects as (N, M, 2) tensors.
     """
-    a, b = first[:, None], second[None]
+    a, b = first[..., :, None, :], second[..., None, :, :]
     width = torch.minimum(a[..., 2], b[..., 2]).sub_(torch.maximum(a[..., 0], b[..., 0])).clamp_(min=0)
     height = torch.minimum(a[..., 3], b[..., 3]).sub_(torch.maximum(a[..., 1], b[..., 1])).clamp_(min=0)
     intersection = width.mul_(height)
-    union = (area(first)[:, None] + area(second)).sub_(intersection).clamp_(min=1e-6)
+    union = (area(first)[..., :, None] + area(second)[..., None, :]).sub_(intersection).clamp_(min=1e-6)
     return intersection.div_(union)
 
 
