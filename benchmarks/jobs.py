@@ -29,7 +29,7 @@ from benchmarks.machine import RESULTS, machine
 from piip.data.coco import DetectionDataset
 from piip.files import write_json
 from piip.network import PIIP
-from piip.tasks.detection import box_head, detector, masks, matching, pooling, rcnn, result, rpn
+from piip.tasks.detection import box_head, detector, masks, matching, pooling, result, rpn, two_stage
 from piip.train import checkpoints, detection, logs, progress
 from piip.train.building import build_model
 from piip.train.detection import DetectionData
@@ -56,15 +56,15 @@ WATCHED: tuple[tuple[Any, str, str], ...] = (
     (rpn.RegionProposals, "sample", "matching and sampling"),
     (box_head.BoxHead, "sample", "matching and sampling"),
     (rpn, "batched_nms", "suppression (NMS)"),
-    (box_head, "batched_nms", "suppression (NMS)"),
+    (box_head, "suppress", "suppression (NMS)"),
     (pooling.RoIPooler, "__call__", NETWORK + "RoIAlign, forward"),
     (box_head.BoxHead, "forward", NETWORK + "box and mask heads, forward"),
     (box_head.BoxHead, "loss", "losses, forward"),
     (box_head.BoxHead, "detect", "detections without NMS"),
-    (rcnn, "mask_targets", "mask targets"),
+    (two_stage, "mask_targets", "mask targets"),
     (masks.MaskHead, "forward", NETWORK + "box and mask heads, forward"),
     (masks.MaskHead, "loss", "losses, forward"),
-    (rcnn, "compress", "drawing and compressing masks"),
+    (two_stage, "compress", "drawing and compressing masks"),
     (result.Instances, "to_coco", "results as COCO entries"),
     (detection, "evaluate", "metrics"),
     (DetectionDataset, "coco_dict", "metrics"),
@@ -175,11 +175,19 @@ def usual_candidates() -> Any:
     """Return a patch by which as many boxes of an image pass the score threshold as those of a trained detector."""
     function = box_head.BoxHead.detect
 
-    def detect(head: box_head.BoxHead, boxes: Tensor, logits: Tensor, *rest: Any) -> Any:
+    def detect(
+        head: box_head.BoxHead,
+        boxes: Tensor,
+        logits: Tensor,
+        deltas: Tensor,
+        size: Tensor,
+        scale: Tensor,
+        config: Any,
+    ) -> Any:
         scores = logits.softmax(-1)[:, :-1].flatten()
         threshold = float(scores.topk(min(CANDIDATES, len(scores))).values[-1])
-        head.config = dataclasses.replace(head.config, score_threshold=threshold)
-        return function(head, boxes, logits, *rest)
+        config = dataclasses.replace(config, score_threshold=threshold)
+        return function(head, boxes, logits, deltas, size, scale, config)
 
     return patch.object(box_head.BoxHead, "detect", detect)
 
@@ -191,7 +199,7 @@ def profile(recipe: TrainRecipe, images: int) -> dict[str, dict[str, float]]:
     for split in (data.train_set, data.val_set):
         split.indices = split.indices[:images]
     model = build_model(recipe, data.train_set.classes)
-    assert isinstance(model, rcnn.RCNN)
+    assert isinstance(model, two_stage.TwoStage)
     module = detection.DetectionModule(model, recipe, data)
     image, target, meta = data.train_set[0]
     losses = model([image], [target], [meta])

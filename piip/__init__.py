@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     from piip.presets import get_config, list_models
     from piip.tasks.classification import ClassifierConfig, ImageClassifier
     from piip.tasks.classified import Classification
-    from piip.tasks.detection import RCNN, Detections, Detector, RCNNConfig
+    from piip.tasks.detection import (
+        DINO,
+        RCNN,
+        CascadeRCNN,
+        CascadeRCNNConfig,
+        Detections,
+        Detector,
+        DINOConfig,
+        RCNNConfig,
+    )
     from piip.tasks.segmentation import Segmentation, Segmenter, SegmenterConfig
 
 _HOMES = {
@@ -53,19 +62,32 @@ _HOMES = {
     "piip.presets": ("get_config", "list_models"),
     "piip.tasks.classification": ("ClassifierConfig", "ImageClassifier"),
     "piip.tasks.classified": ("Classification",),
-    "piip.tasks.detection": ("Detections", "Detector", "RCNN", "RCNNConfig"),
+    "piip.tasks.detection": (
+        "CascadeRCNN",
+        "CascadeRCNNConfig",
+        "DINO",
+        "RCNN",
+        "DINOConfig",
+        "Detections",
+        "Detector",
+        "RCNNConfig",
+    ),
     "piip.tasks.segmentation": ("Segmentation", "Segmenter", "SegmenterConfig"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "DINO",
     "PIIP",
     "RCNN",
     "AugmentedTest",
     "BranchConfig",
+    "CascadeRCNN",
+    "CascadeRCNNConfig",
     "Classification",
     "ClassificationPredictor",
     "ClassifierConfig",
+    "DINOConfig",
     "DetectionPredictor",
     "Detections",
     "Detector",

@@ -4,6 +4,10 @@ A configuration holds the whole description of a network; weights come with ``fr
 are taken over from a network of piip (`PiipBackbone.from_network`).
 """
 
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -141,6 +145,33 @@ class PiipModel(_PiipPreTrained):
         return (cells,) if options.get("return_dict") is False else BaseModelOutput(last_hidden_state=cells)
 
 
+def _read_own_folders(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Let ``AutoBackbone.from_pretrained`` read the folder of a saved `PiipBackbone`.
+
+    That of transformers 5.23 asks the Hub for every name, also that of a folder, and takes what the Hub does not
+    know for a network of timm. Everything but folders of ours goes its way.
+    """
+
+    @functools.wraps(original)
+    def from_pretrained(cls: Any, name: Any, *arguments: Any, **options: Any) -> Any:
+        if not _is_own_folder(Path(str(name))):
+            return original(cls, name, *arguments, **options)
+        options.pop("use_timm_backbone", None)
+        return PiipBackbone.from_pretrained(name, *arguments, **options)
+
+    return from_pretrained
+
+
+def _is_own_folder(folder: Path) -> bool:
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and settings.get("model_type") == PiipConfig.model_type
+
+
 AutoConfig.register(PiipConfig.model_type, PiipConfig)
 AutoBackbone.register(PiipConfig, PiipBackbone)
 AutoModel.register(PiipConfig, PiipModel)
+_original: Any = AutoBackbone.from_pretrained
+setattr(AutoBackbone, "from_pretrained", classmethod(_read_own_folders(_original.__func__)))  # noqa: B010

@@ -30,10 +30,17 @@ class DeformableAttention(nn.Module):
         num_heads: Heads M.
         num_points: Sampling points P per head.
         value_ratio: Width of the values relative to D.
+        num_levels: Maps L that are attended to.
     """
 
     def __init__(
-        self, query_dim: int, feature_dim: int, num_heads: int, num_points: int, value_ratio: float
+        self,
+        query_dim: int,
+        feature_dim: int,
+        num_heads: int,
+        num_points: int,
+        value_ratio: float,
+        num_levels: int = 1,
     ) -> None:
         super().__init__()
         value_dim = _share(query_dim, value_ratio, "value_ratio")
@@ -44,8 +51,10 @@ class DeformableAttention(nn.Module):
             )
         self.num_heads = num_heads
         self.num_points = num_points
-        self.sampling_offsets = nn.Linear(query_dim, num_heads * num_points * 2)
-        self.attention_weights = nn.Linear(query_dim, num_heads * num_points)
+        self.num_levels = num_levels
+        points = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(query_dim, points * 2)
+        self.attention_weights = nn.Linear(query_dim, points)
         self.value_proj = nn.Linear(feature_dim, value_dim)
         self.output_proj = nn.Linear(value_dim, query_dim)
         self.reset_parameters()
@@ -58,8 +67,8 @@ class DeformableAttention(nn.Module):
         direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
         steps = torch.arange(1, self.num_points + 1)
-        star = direction[:, None] * steps[None, :, None]
-        self.sampling_offsets.bias.copy_(star.flatten())
+        star = direction[:, None, None] * steps[:, None]
+        self.sampling_offsets.bias.copy_(star.expand(-1, self.num_levels, -1, -1).flatten())
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
         for projection in (self.value_proj, self.output_proj):
@@ -78,14 +87,16 @@ class DeformableAttention(nn.Module):
 
         Returns (B, Hq * Wq, D), times a gate (D).
         """
-        batch, length, _ = query.shape
-        query = _as_autocast(query)  # once for two layers
         value = self.value_proj(feature).unflatten(-1, (self.num_heads, -1))
-        per_head = (batch, length, self.num_heads, 1, self.num_points)
-        offsets = self.sampling_offsets(query).view(*per_head, 2)
-        logits = self.attention_weights(query).view(per_head)
+        offsets, logits = self.points(query)
         sampled = deformable_attention(value, [feature_grid], query_grid, offsets, logits)
         return gated_linear(self.output_proj, sampled, gate)
+
+    def points(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the offsets of the points of queries (B, Q, D), (B, Q, M, L, P, 2) in pixels, and their logits."""
+        query = _as_autocast(query)  # once for two layers
+        per_head = (*query.shape[:2], self.num_heads, self.num_levels, self.num_points)
+        return self.sampling_offsets(query).view(*per_head, 2), self.attention_weights(query).view(per_head)
 
 
 class RegularAttention(nn.Module):

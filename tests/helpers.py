@@ -10,6 +10,7 @@ from torch import nn
 
 from piip.config import BranchConfig, InteractionConfig, MergingConfig, PIIPConfig
 from piip.convert.detector import head_names
+from piip.convert.dino import dino_name
 from piip.convert.names import network_name, split_branch
 from piip.network import PIIP
 
@@ -97,7 +98,10 @@ def our_name(key: str) -> str | None:
 
 def official_heads(ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A detector's heads under the original's names."""
-    names = {new: old for old, new in head_names(any(k.startswith("mask_head.") for k in ours)).items()}
+    numbers = [int(key.split(".")[1]) for key in ours if key.startswith("box_heads.")]
+    stages = max(numbers, default=-1) + 1
+    masks = any(key.startswith("mask_head") for key in ours)
+    names = {new: old for old, new in head_names(masks, stages).items()}
     return {names[name]: tensor for name, tensor in ours.items()}
 
 
@@ -106,3 +110,40 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     assert actual.shape == expected.shape
     actual, expected = actual.detach(), expected.detach()
     return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def official_dino(heads):
+    """Return the tensors of a DINO's heads under the original's names."""
+    names = {dino_name(name): name for name in _official_dino_names()}
+    return {names[name]: tensor for name, tensor in heads.items()}
+
+
+def _official_dino_names():
+    """Yield the original's names of all tensors of a DINO with up to six layers."""
+    both = ("weight", "bias")
+    for i in range(4):
+        for kind in ("conv.weight", "gn.weight", "gn.bias"):
+            yield from (f"neck.convs.{i}.{kind}", f"neck.extra_convs.{i}.{kind}")
+    inside = "bbox_head.transformer"
+    yield from (f"{inside}.level_embeds", f"{inside}.query_embed.weight", "bbox_head.label_embedding.weight")
+    parts = [
+        "enc_output",
+        "enc_output_norm",
+        "decoder.norm",
+        "decoder.ref_point_head.0",
+        "decoder.ref_point_head.2",
+    ]
+    deformable = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
+    for i in range(6):
+        for kind, number in (("encoder", 0), ("decoder", 1)):
+            layer = f"{kind}.layers.{i}"
+            parts += [f"{layer}.attentions.{number}.{part}" for part in deformable]
+            parts += [f"{layer}.ffns.0.layers.0.0", f"{layer}.ffns.0.layers.1"]
+            parts += [f"{layer}.norms.{n}" for n in range(2 + number)]
+        attention = f"{inside}.decoder.layers.{i}.attentions.0.attn"
+        yield from (f"{attention}.in_proj_{kind}" for kind in both)
+        parts.append(f"decoder.layers.{i}.attentions.0.attn.out_proj")
+    yield from (f"{inside}.{part}.{kind}" for part in parts for kind in both)
+    for i in range(7):
+        yield from (f"bbox_head.cls_branches.{i}.{kind}" for kind in both)
+        yield from (f"bbox_head.reg_branches.{i}.{layer}.{kind}" for layer in (0, 2, 4) for kind in both)

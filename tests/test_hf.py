@@ -144,14 +144,32 @@ def test_the_backbone_returns_the_networks_maps():
 def test_saved_backbones_give_equal_outputs(tmp_path):
     backbone = hf.PiipBackbone.from_network(tiny_network(), out_indices=(1, 3)).eval()
     backbone.save_pretrained(tmp_path)
-    # AutoBackbone.from_pretrained asks the Hub for every name, also that of a folder (transformers 5.23).
     settings = transformers.AutoConfig.from_pretrained(tmp_path)
     assert type(transformers.AutoBackbone.from_config(settings)) is hf.PiipBackbone
-    loaded = hf.PiipBackbone.from_pretrained(tmp_path).eval()
-    assert loaded.out_features == ["level2", "level4"]
-    with torch.no_grad():
-        for a, b in zip(backbone(pixels()).feature_maps, loaded(pixels()).feature_maps, strict=True):
-            assert torch.equal(a, b)
+    for load in (hf.PiipBackbone.from_pretrained, transformers.AutoBackbone.from_pretrained):
+        loaded = load(str(tmp_path)).eval()
+        assert type(loaded) is hf.PiipBackbone
+        assert loaded.out_features == ["level2", "level4"]
+        with torch.no_grad():
+            for a, b in zip(backbone(pixels()).feature_maps, loaded(pixels()).feature_maps, strict=True):
+                assert torch.equal(a, b)
+
+
+def test_other_backbones_go_the_way_of_transformers(tmp_path, monkeypatch):
+    """What is no folder of ours is still asked of the Hub."""
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    asked = []
+
+    class Hub:
+        def repo_exists(self, name):
+            asked.append(name)
+            raise ConnectionError
+
+    monkeypatch.setattr("transformers.models.auto.auto_factory.hf_api", Hub)
+    for name in (str(tmp_path), "microsoft/resnet-50"):
+        with pytest.raises(ConnectionError):
+            transformers.AutoBackbone.from_pretrained(name)
+    assert asked == [str(tmp_path), "microsoft/resnet-50"]
 
 
 def test_models_give_features(tmp_path):

@@ -10,7 +10,7 @@ from piip.errors import CheckpointError, ConfigError, PiipError
 from piip.hub import from_pretrained, save_pretrained
 from piip.network import PIIP
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
-from piip.tasks.detection import RCNN, RCNNConfig
+from piip.tasks.detection import DINO, RCNN, Detector, DINOConfig, RCNNConfig
 from tests.helpers import fill, hierarchical_config, rotary_config, tiny_config
 
 
@@ -33,7 +33,13 @@ def detector():
     return fill(RCNN(config, backbone)).eval()
 
 
-@pytest.mark.parametrize("build", [network, rotary, classifier, detector])
+def dino():
+    backbone = PIIP(tiny_config(merging=MergingConfig(pyramid_levels=(2, 3, 4))))
+    size = {"embed_dim": 32, "encoder_depth": 1, "decoder_depth": 1, "ffn_dim": 32, "num_queries": 20}
+    return fill(DINO(DINOConfig(("cat", "dog"), backbone.out_channels, **size), backbone)).eval()
+
+
+@pytest.mark.parametrize("build", [network, rotary, classifier, detector, dino])
 def test_round_trip_keeps_class_description_and_outputs(tmp_path, build):
     model = build()
     save_pretrained(model, tmp_path / "model", {"note": [1, 2]})
@@ -51,7 +57,7 @@ def test_round_trip_keeps_class_description_and_outputs(tmp_path, build):
 
 
 def outputs_of(model, image):
-    if not isinstance(model, RCNN):
+    if not isinstance(model, Detector):
         return model(image)
     found = model(image)[0]
     return [*model.pyramid(model.backbone(image)), found.boxes, found.scores, found.labels]

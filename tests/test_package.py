@@ -13,7 +13,7 @@ import piip
 def test_importing_the_package_is_light():
     heavy = (
         "torch torchvision timm transformers lightning numba triton matplotlib pycocotools sklearn skimage "
-        "jsonargparse rich torchmetrics tensorboard supervision scipy"
+        "jsonargparse rich torchmetrics tensorboard supervision scipy segmentation_models_pytorch"
     )
     code = f"import sys, piip; print([name for name in {heavy.split()} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -23,6 +23,7 @@ def test_importing_the_package_is_light():
 def test_a_model_needs_no_library_of_training():
     heavy = [
         "transformers",
+        "segmentation_models_pytorch",
         "lightning",
         "torchmetrics",
         "matplotlib",

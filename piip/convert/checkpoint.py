@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from piip.config import BranchConfig, PIIPConfig
 from piip.convert.detector import detector_state_dict
+from piip.convert.dino import dino_state_dict
 from piip.convert.official import convert_network, translate_network
 from piip.convert.segmenter import segmenter_state_dict
 from piip.errors import CheckpointError
 from piip.network import PIIP
 from piip.tasks.classification import ImageClassifier
-from piip.tasks.detection import Detector, DetectorConfig, new_detector
+from piip.tasks.detection import DINO, Detector, DetectorConfig, new_detector
 from piip.tasks.segmentation import Segmenter, SegmenterConfig
 from piip.weights import load_exactly, read_state_dict
 
@@ -58,16 +59,23 @@ def convert_checkpoint(
         raise CheckpointError(f"{path} holds a network without a head; convert it without a recipe.")
     with torch.device("meta"):
         network = PIIP(config)
-        model: Segmenter | Detector
-        if isinstance(head, SegmenterConfig):
-            model = Segmenter(head, network)
-        else:
-            model = new_detector(head, network)
+        model = _with_head(head, network)
     translated, unknown = translate_network(inside, network)
     named = {f"{_backbone_name(model)}.{key}": value for key, value in translated.items()}
-    renamed = segmenter_state_dict(heads) if isinstance(model, Segmenter) else detector_state_dict(heads)
-    load_exactly(model, named | renamed, [*unknown, *strange])
+    load_exactly(model, named | _renamed(model, heads), [*unknown, *strange])
     return model.eval()
+
+
+def _with_head(head: DetectorConfig | SegmenterConfig, network: PIIP) -> Segmenter | Detector:
+    if isinstance(head, SegmenterConfig):
+        return Segmenter(head, network)
+    return new_detector(head, network)
+
+
+def _renamed(model: Segmenter | Detector, heads: State) -> State:
+    if isinstance(model, Segmenter):
+        return segmenter_state_dict(heads)
+    return dino_state_dict(heads) if isinstance(model, DINO) else detector_state_dict(heads)
 
 
 def split_network(state: Mapping[str, Tensor]) -> tuple[State, State, State]:

@@ -11,19 +11,24 @@ from piip.cost.executed import executed_cost
 from piip.cost.table import CostTable
 from piip.hub import find_folder, read_description
 from piip.network import PIIP
-from piip.tasks.detection import RCNN, detector_config, new_detector
+from piip.tasks.detection import DINO, Detector, TwoStage, detector_config, new_detector
 
 
-def run_detector(detector: RCNN, images: Tensor) -> list[Tensor]:
+def run_detector(detector: Detector, images: Tensor) -> list[Tensor]:
     """Run all layers of a detector once: the ``run`` of `executed_cost`.
 
-    The box head sees all proposals, the mask head all detections that an image can have. RoI pooling, suppression
-    and pasting of masks have no layers and are left out.
+    Every box head sees all proposals, every mask head all detections that an image can have. RoI pooling,
+    suppression and pasting of masks have no layers and are left out.
 
     Args:
         detector: The detector.
         images: (B, 3, H, W).
     """
+    if isinstance(detector, DINO):
+        sizes = [(images.shape[2], images.shape[3])] * len(images)
+        memory, places = detector.encode(detector.pyramid(detector.backbone(images)), sizes)
+        return [memory, *detector.decode(memory, places, detector.select(memory, places).boxes)]
+    assert isinstance(detector, TwoStage)
     config = detector.config
     maps = detector.backbone(images)
     pyramid = list(detector.fpn({str(level): feature for level, feature in enumerate(maps)}).values())
@@ -33,9 +38,10 @@ def run_detector(detector: RCNN, images: Tensor) -> list[Tensor]:
     def pooled(count: int, side: int) -> Tensor:
         return pyramid[0].new_zeros(len(images) * count, config.fpn_channels, side, side)
 
-    outputs += detector.box_head(pooled(config.rpn_post_nms, config.box_pool))
-    if detector.mask_head is not None:
-        outputs.append(detector.mask_head(pooled(config.detections_per_image, config.mask_pool)))
+    for stage in detector.stages:
+        outputs += stage.boxes(pooled(config.rpn_post_nms, config.box_pool))
+        if stage.masks is not None:
+            outputs.append(stage.masks(pooled(config.detections_per_image, config.mask_pool)))
     return outputs
 
 
@@ -61,5 +67,5 @@ def detector_cost(folder: Path, image: tuple[int, int] | None = None) -> CostTab
 
 
 def _run(model: nn.Module, images: Tensor) -> Any:
-    assert isinstance(model, RCNN)
+    assert isinstance(model, Detector)
     return run_detector(model, images)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from piip.data.classification import ClassSplit, find_classes
 from piip.data.images import ImageFileError, read_size
+from piip.data.labels import IGNORED, LabelledSplit
 from piip.data.layout import SPLITS
-from piip.data.mask_layout import IGNORED, MaskSplit, find_masks
+from piip.data.mask_layout import find_masks
 from piip.data.report import CheckReport, Findings, LabelStatistics
-from piip.data.segmentation import read_labels
 from piip.errors import DataError
 
 _THREADS = 4
@@ -54,20 +54,20 @@ def check_segmentation(
 
 
 def _check_mask(
-    name: str, split: MaskSplit, findings: Findings, read_images: bool, index: int
+    name: str, split: LabelledSplit, findings: Findings, read_images: bool, index: int
 ) -> NDArray[np.int64]:
     """Return the pixels of each label of one image."""
     try:
         size = read_size(split.images[index], decode=read_images)
-        labels = read_labels(split, index)
+        labels = split.labels(index)
     except ImageFileError as error:
         findings.add("error", name, "files that cannot be used", error)
         return np.zeros(256, np.int64)
     if labels.shape != size:
-        findings.add("error", name, "masks of another size than their image", split.masks[index].name)
+        findings.add("error", name, "masks of another size than their image", split.images[index].name)
     counts = np.bincount(labels.ravel(), minlength=256)
     if counts[IGNORED] > _MOSTLY_VOID * labels.size:
-        findings.add("warning", name, "masks that are mostly without a class", split.masks[index].name)
+        findings.add("warning", name, "masks that are mostly without a class", split.images[index].name)
     return counts
 
 

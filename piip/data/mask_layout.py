@@ -1,8 +1,7 @@
-"""Recognising how images and label masks lie in a folder: ADE20K, Cityscapes, or images/ and masks/."""
+"""Recognising how images and labels of pixels lie in a folder."""
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ from numpy.typing import NDArray
 
 from piip.data import ade20k
 from piip.data.images import SUFFIXES
-from piip.data.layout import SPLITS, Layout
+from piip.data.labels import IGNORED, LabelledSplit, MaskSplit, outline_split
+from piip.data.layout import SPLITS, Layout, find_dataset
 from piip.errors import DataError
-
-IGNORED = 255
-"""Label of pixels without a class, whatever the files call them."""
 
 _NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _MASK_FOLDERS = ("masks", "annotations", "labels")
@@ -28,31 +25,13 @@ _CITYSCAPES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class MaskSplit:
-    """One split: images, their masks, and what the values in the masks mean.
-
-    Attributes:
-        source: The folder, for messages.
-        images: Image files.
-        masks: The mask of every image: one label per pixel.
-        classes: Class names in label order.
-        table: (65536,) the label of every value in a mask file; `IGNORED` = no class.
-    """
-
-    source: Path
-    images: tuple[Path, ...]
-    masks: tuple[Path, ...]
-    classes: tuple[str, ...]
-    table: NDArray[np.uint8] = field(repr=False)
-
-
-def find_masks(folder: str | Path, classes: Sequence[str] = ()) -> Layout[MaskSplit]:
+def find_masks(folder: str | Path, classes: Sequence[str] = ()) -> Layout[LabelledSplit]:
     """Recognise a data set for semantic segmentation.
 
     Args:
-        folder: ADE20K (images/training, annotations/training), Cityscapes (leftImg8bit, gtFine), or images and
-            masks of the same names: images/train and masks/train, or train/images and train/masks.
+        folder: ADE20K (images/training, annotations/training), Cityscapes (leftImg8bit, gtFine), images and masks
+            of the same names (images/train and masks/train, or train/images and train/masks), or a data set for
+            detection whose objects have outlines, which become classes beside the background.
         classes: Class names in the order of the masks' values, where no classes.json or classes.txt lists them.
 
     Raises:
@@ -70,11 +49,20 @@ def find_masks(folder: str | Path, classes: Sequence[str] = ()) -> Layout[MaskSp
         found = {split: part for split in SPLITS if (part := find(folder, split, classes))}
         if found:
             return Layout(name, folder, found)
-    raise DataError(
-        f"No images with masks were recognised in {folder}; looked for leftImg8bit and gtFine (Cityscapes), "
-        "images/training and annotations/training (ADE20K), images/train and masks/train, train/images and "
-        "train/masks."
-    )
+    return _outlines(folder, classes)
+
+
+def _outlines(folder: Path, classes: Sequence[str]) -> Layout[LabelledSplit]:
+    try:
+        layout = find_dataset(folder)
+    except DataError as error:
+        raise DataError(
+            f"No images with masks were recognised in {folder}; looked for leftImg8bit and gtFine (Cityscapes), "
+            "images/training and annotations/training (ADE20K), images/train and masks/train, train/images and "
+            "train/masks, annotations/train.json (outlines of objects)."
+        ) from error
+    splits = {name: outline_split(source, classes) for name, source in layout.splits.items()}
+    return Layout(f"{layout.name} outlines", folder, splits)
 
 
 def _cityscapes(folder: Path, split: str, classes: Sequence[str]) -> MaskSplit | None:
@@ -177,4 +165,4 @@ def _split(
         )
     if not 2 <= len(classes) <= IGNORED:
         raise DataError(f"{root} has {len(classes)} classes; a segmenter tells 2 to {IGNORED} apart.")
-    return MaskSplit(root, tuple(images), tuple(masks), classes, table)
+    return MaskSplit(root, tuple(images), classes, tuple(masks), table)

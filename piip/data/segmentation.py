@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -14,7 +13,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from piip.data.geometry import ImageMeta
 from piip.data.images import ImageFileError, read_image
-from piip.data.mask_layout import IGNORED, MaskSplit
+from piip.data.labels import IGNORED, LabelledSplit
 from piip.data.resize import keep_ratio_size
 from piip.data.sampler import Key
 from piip.data.settings import AugmentConfig, ImageConfig
@@ -46,7 +45,7 @@ class SegmentationDataset(Dataset[Item]):
     """
 
     def __init__(
-        self, split: MaskSplit, image: ImageConfig, augment: AugmentConfig | None = None, seed: int = 0
+        self, split: LabelledSplit, image: ImageConfig, augment: AugmentConfig | None = None, seed: int = 0
     ) -> None:
         self.split = split
         self.image = image
@@ -79,16 +78,16 @@ class SegmentationDataset(Dataset[Item]):
         return prepared, labels.to(torch.int64), meta
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return an image (3, H, W) and its labels (H, W), both uint8 and as they are in the files.
+        """Return an image (3, H, W) and its labels (H, W), both uint8 and at the size of the file.
 
         Raises:
             ImageFileError: An image or mask cannot be read, or they differ in size.
         """
         pixels = read_image(self.split.images[index])
-        labels = torch.from_numpy(read_labels(self.split, index))
+        labels = torch.from_numpy(self.split.labels(index))
         if labels.shape != pixels.shape[-2:]:
             raise ImageFileError(
-                f"Mask {self.split.masks[index]} is {labels.shape[1]} x {labels.shape[0]} pixels but its image is "
+                f"{self.split.origin(index)} is {labels.shape[1]} x {labels.shape[0]} pixels but its image is "
                 f"{pixels.shape[2]} x {pixels.shape[1]}; mend one of them."
             )
         return pixels, labels
@@ -97,25 +96,6 @@ class SegmentationDataset(Dataset[Item]):
     def groups(self) -> NDArray[np.int64]:
         """``(len,)`` zeros: crops have one size, any of them make a batch."""
         return np.zeros(len(self), np.int64)
-
-
-def read_labels(split: MaskSplit, index: int) -> NDArray[np.uint8]:
-    """Return the labels (H, W) of an image of a split.
-
-    Raises:
-        ImageFileError: The mask is missing, damaged, or a picture in colours instead of one label per pixel.
-    """
-    path = split.masks[index]
-    try:
-        with Image.open(path) as file:
-            values = np.asarray(file)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageFileError(f"Mask {path} cannot be read ({error}); replace the file.") from error
-    if values.ndim != 2:
-        raise ImageFileError(
-            f"Mask {path} has {values.shape[-1]} channels; save masks with one number per pixel, the class."
-        )
-    return split.table[values.astype(np.int64).clip(0, len(split.table) - 1)]
 
 
 def training_transform(augment: AugmentConfig, image: ImageConfig) -> Augment:

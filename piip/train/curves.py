@@ -9,6 +9,8 @@ from piip.train.folder import RunFolder
 
 INK = "#1c2430"
 COLOURS = ("#1f6f8b", "#d1495b", "#edae49", "#5b8c5a", "#7d5ba6", "#8a8f98")
+DASHES = ("-", "--", ":", "-.")
+"""Once all colours are used, the next lines have other dashes: a cascade has a dozen losses."""
 SMOOTHING = 0.9
 
 
@@ -107,12 +109,14 @@ def _plot(
         steps, values = series(rows, name)
         if not values:
             continue
-        colour = COLOURS[index % len(COLOURS)]
+        turn, place = divmod(index, len(COLOURS))
+        colour, dashes = COLOURS[place], DASHES[turn % len(DASHES)]
         values = [100 * value for value in values] if percent else values
         if smooth:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
         shown = smoothed(values) if smooth else values
-        axes.plot(steps, shown, color=colour, linewidth=1.8, label=name.rpartition("/")[2].replace("_", " "))
+        label = name.rpartition("/")[2].replace("_", " ")
+        axes.plot(steps, shown, color=colour, linestyle=dashes, linewidth=1.8, label=label)
     axes.set_xlabel("optimiser step", color=INK)
     axes.set_title(title, loc="left", color=INK, fontsize=11)
     if len(names) > 1:

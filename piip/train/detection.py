@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from piip.data.coco import DetectionDataset, collate
 from piip.data.layout import find_dataset
 from piip.errors import DataError
-from piip.tasks.detection import Detector, detector_config, new_detector
+from piip.tasks.detection import Detector, detector_class, detector_config, new_detector
 from piip.train.data import TaskData
 from piip.train.metrics import evaluate, main_metric
 from piip.train.module import TrainingModule
 from piip.train.recipe import TrainRecipe
 from piip.train.samples import draw_detections
-from piip.train.task import Task, require_four_maps
+from piip.train.task import Task, require_maps
 
 
 class DetectionData(TaskData):
@@ -142,9 +142,10 @@ class DetectionTask(Task):
         """Return a detector with a new head on a network.
 
         Raises:
-            ConfigError: The network has no four maps, or a setting of the head is impossible.
+            ConfigError: The network has too few or too many maps, or a setting of the head is impossible.
         """
-        network = require_four_maps(network, "detector")
+        kind = detector_class(recipe.detector)
+        network = require_maps(network, f"detector of the kind {kind.__name__}", kind.config_class.strides)
         described = {
             "in_channels": network.out_channels,
             "strides": tuple(map(int, network.strides)),

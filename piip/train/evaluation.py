@@ -8,8 +8,9 @@ from rich.progress import Progress
 
 from piip.data.classification import ClassificationDataset, find_classes
 from piip.data.coco import DetectionDataset
+from piip.data.labels import IGNORED
 from piip.data.layout import find_dataset
-from piip.data.mask_layout import IGNORED, find_masks
+from piip.data.mask_layout import find_masks
 from piip.data.segmentation import SegmentationDataset
 from piip.errors import ConfigError, DataError
 from piip.predict import ClassificationPredictor, DetectionPredictor, Predictor, SegmentationPredictor

@@ -60,8 +60,9 @@ class DataRecipe(Described, called="data"):
     """The data set.
 
     Attributes:
-        folder: A COCO, Roboflow or YOLO folder; for segmentation ADE20K, Cityscapes, or images and
-            masks; for classification a folder per class or tables (train.csv) of files and classes.
+        folder: A COCO, Roboflow or YOLO folder; for segmentation ADE20K, Cityscapes, images and masks, or a folder
+            for detection with outlines; for classification a folder per class or tables (train.csv) of files and
+            classes.
         train: Split that is trained on.
         val: Split that is evaluated.
         classes: Class names to keep, in label order; all when empty.
@@ -154,8 +155,9 @@ class TrainRecipe(Described, called="recipe"):
         data: The data set and its batches.
         image: How images are prepared; saved with the model.
         augment: Random changes of training images.
-        detector: ``kind`` of the detector (``rcnn``) and its settings that differ from the released ones, such as
-            ``masks: false``; the fields of RCNNConfig.
+        detector: ``kind`` of the detector (``rcnn``, ``cascade_rcnn`` or ``dino``) and its settings that differ
+            from the released ones, such as ``masks: false``; the fields of RCNNConfig, CascadeRCNNConfig or
+            DINOConfig.
         segmenter: Settings of SegmenterConfig that differ from the released ones, such as ``channels: 256``.
         classifier: Settings of ClassifierConfig that differ from those that suit the network, such as ``token``.
         optimizer: AdamW.

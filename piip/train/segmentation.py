@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from piip.data.mask_layout import IGNORED, find_masks
+from piip.data.labels import IGNORED
+from piip.data.mask_layout import find_masks
 from piip.data.segmentation import SegmentationDataset, collate
 from piip.errors import ConfigError, DataError
 from piip.tasks.segmentation import Segmenter, SegmenterConfig
@@ -15,7 +16,7 @@ from piip.train.data import TaskData
 from piip.train.module import TrainingModule
 from piip.train.recipe import TrainRecipe
 from piip.train.samples import draw_segmentations
-from piip.train.task import Task, require_four_maps
+from piip.train.task import Task, require_maps
 
 
 class SegmentationData(TaskData):
@@ -101,7 +102,7 @@ class SegmentationTask(Task):
         Raises:
             ConfigError: The network has no four maps, or a setting of the heads is impossible.
         """
-        network = require_four_maps(network, "segmenter")
+        network = require_maps(network, "segmenter")
         described = {"in_channels": network.out_channels, "ignore_index": IGNORED}
         return Segmenter(
             SegmenterConfig.from_dict(described | recipe.segmenter | {"classes": classes}), network

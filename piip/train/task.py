@@ -1,6 +1,7 @@
 """What differs between tasks: how data is read, what is trained on it, and what is shown of the result."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +11,8 @@ from piip.errors import ConfigError
 from piip.network import PIIP
 from piip.train.data import TaskData
 from piip.train.recipe import TrainRecipe
+
+_WORDS = {3: "three", 4: "four"}
 
 
 class Task(ABC):
@@ -56,16 +59,22 @@ def task_of(recipe: TrainRecipe) -> type[Task]:
     return DetectionTask
 
 
-def require_four_maps(network: nn.Module, wanted: str) -> PIIP:
-    """Return the network if it has the four maps that a head reads.
+def require_maps(network: nn.Module, wanted: str, strides: Sequence[int] = (4, 8, 16, 32)) -> PIIP:
+    """Return the network if it has as many maps as a head reads.
+
+    Args:
+        network: The network.
+        wanted: What the head is called.
+        strides: Pixels per cell of the maps that it reads in a network of a usual size.
 
     Raises:
-        ConfigError: It has not.
+        ConfigError: It has more or fewer.
     """
-    if isinstance(network, PIIP) and len(network.out_channels) == 4:
-        return network
     found = len(network.out_channels) if isinstance(network, PIIP) else 0
+    if isinstance(network, PIIP) and found == len(strides):
+        return network
+    levels = [{4: 1, 8: 2, 16: 3, 32: 4}[stride] for stride in strides]
     raise ConfigError(
-        f"A {wanted} needs a network with four maps, this one has {found}; choose a {wanted.replace('or', 'ion')} "
-        "model or set merging.pyramid_levels to [1, 2, 3, 4]."
+        f"A {wanted} needs a network with {_WORDS[len(strides)]} maps, this one has {found}; choose a network that "
+        f"is made for it or set model.changes.merging.pyramid_levels to {levels}."
     )

@@ -11,10 +11,10 @@ from piip.errors import CheckpointError
 from piip.network import PIIP
 from piip.presets import get_config
 from piip.tasks.classification import ImageClassifier
-from piip.tasks.detection import RCNN, RCNNConfig
+from piip.tasks.detection import DINO, RCNN, CascadeRCNNConfig, DINOConfig, RCNNConfig, new_detector
 from piip.tasks.segmentation import Segmenter, SegmenterConfig
 from tests.golden.make import TARGET
-from tests.helpers import fill, official_heads, pattern
+from tests.helpers import fill, official_dino, official_heads, pattern
 
 PINNED = json.loads(TARGET.read_text())
 CASE = PINNED["det3_vit"]
@@ -45,6 +45,25 @@ def release(path, detector, **further):
     torch.save({"state_dict": state | official_heads(heads) | further, "meta": {"epoch": 12}}, path)
 
 
+def test_a_released_dino_becomes_ours(tmp_path, network):
+    """The three-branch class keeps the finest level, which DINO does not read, among its tensors."""
+    config = network.config.replace(
+        merging=dataclasses.replace(network.config.merging, pyramid_levels=(2, 3, 4))
+    )
+    network = PIIP(config)
+    head = DINOConfig(("cat", "dog"), network.out_channels, embed_dim=32, encoder_depth=1, decoder_depth=1)
+    dino = fill(DINO(head, network)).eval()
+    heads = official_dino({k: v for k, v in dino.state_dict().items() if not k.startswith("backbone.")})
+    state = {f"backbone.{name}": value for name, value in official_backbone().items()}
+    torch.save({"state_dict": state | heads}, tmp_path / "released.pth")
+    converted = convert_checkpoint(tmp_path / "released.pth", config, head)
+    assert isinstance(converted, DINO)
+    for name, theirs in converted.state_dict().items():
+        if not name.startswith("backbone."):
+            assert torch.equal(dino.state_dict()[name], theirs), name
+    assert len(converted([torch.randn(3, 128, 160)])[0]) > 0
+
+
 def test_a_released_detector_becomes_ours(tmp_path, network, detector):
     release(tmp_path / "released.pth", detector)
     converted = convert_checkpoint(tmp_path / "released.pth", network.config, detector.config)
@@ -56,6 +75,21 @@ def test_a_released_detector_becomes_ours(tmp_path, network, detector):
         assert torch.equal(ours, theirs), name
     image = torch.randn(3, 128, 160)
     assert torch.equal(detector([image])[0].boxes, converted([image])[0].boxes)
+
+
+def test_a_cascade_becomes_ours(tmp_path, network, detector):
+    config = CascadeRCNNConfig(("cat", "dog"), network.out_channels, **SMALL_HEADS)
+    cascade = fill(new_detector(config, network))
+    network.load_state_dict(from_official(CASE["config"], official_backbone()).state_dict())
+    release(tmp_path / "released.pth", cascade)
+    converted = convert_checkpoint(tmp_path / "released.pth", network.config, config)
+    assert converted.config == config
+    for (name, ours), theirs in zip(
+        cascade.state_dict().items(), converted.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+    with pytest.raises(CheckpointError, match=r"box_heads\.0\.cls_score"):
+        convert_checkpoint(tmp_path / "released.pth", network.config, detector.config)
 
 
 def test_the_network_alone_is_taken_from_bare_tensors(tmp_path, network):

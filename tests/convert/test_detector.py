@@ -8,7 +8,7 @@ from torch import nn
 
 from piip.convert.detector import detector_state_dict
 from piip.errors import CheckpointError
-from piip.tasks.detection import RCNN, RCNNConfig
+from piip.tasks.detection import RCNN, CascadeRCNNConfig, RCNNConfig, new_detector
 from tests.helpers import official_heads
 
 
@@ -28,9 +28,10 @@ def test_released_checkpoints_fit_one_to_one(shared):
     assert {n: list(t.shape) for n, t in official_heads(ours).items()} == shapes
 
 
+@pytest.mark.parametrize("kind", [RCNNConfig, CascadeRCNNConfig])
 @pytest.mark.parametrize("masks", [True, False])
-def test_round_trip(masks):
-    config = RCNNConfig(
+def test_round_trip(kind, masks):
+    config = kind(
         classes=("a",),
         in_channels=(4,) * 4,
         masks=masks,
@@ -38,7 +39,7 @@ def test_round_trip(masks):
         representation_size=8,
         mask_channels=4,
     )
-    state = RCNN(config, nn.Identity()).state_dict()
+    state = new_detector(config, nn.Identity()).state_dict()
     official = official_heads(state)
     assert all(name.startswith(("neck.", "rpn_head.", "roi_head.")) for name in official)
     again = detector_state_dict(official)
@@ -56,3 +57,20 @@ def test_every_unknown_and_missing_tensor_is_listed():
         detector_state_dict(official)
     assert "unknown tensors: roi_head.bbox_head.0.fc_cls.weight" in str(caught.value)
     assert "missing tensors: rpn_head.rpn_cls.bias" in str(caught.value)
+
+
+def test_names_of_a_cascade():
+    config = CascadeRCNNConfig(classes=("a", "b"), in_channels=(4,) * 4, fpn_channels=4, mask_channels=4)
+    with torch.device("meta"):
+        official = official_heads(new_detector(config, nn.Identity()).state_dict())
+    assert len(official) == 22 + 3 * (8 + 12)
+    assert official["roi_head.bbox_head.2.fc_reg.weight"].shape == (4, 1024)  # one box for all classes
+    assert official["roi_head.bbox_head.0.shared_fcs.1.bias"].shape == (1024,)
+    assert official["roi_head.mask_head.1.convs.3.conv.weight"].shape == (4, 4, 3, 3)
+    assert official["roi_head.mask_head.2.conv_logits.weight"].shape == (2, 4, 1, 1)
+    del official["roi_head.bbox_head.1.fc_cls.bias"]
+    official["roi_head.mask_head.conv_logits.bias"] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match="do not fit a Cascade R-CNN") as caught:
+        detector_state_dict(official)
+    assert "unknown tensors: roi_head.mask_head.conv_logits.bias;" in str(caught.value)
+    assert "missing tensors: roi_head.bbox_head.1.fc_cls.bias." in str(caught.value)

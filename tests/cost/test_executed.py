@@ -6,12 +6,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from piip.config import InteractionConfig, MergingConfig, PIIPConfig
 from piip.cost import executed_cost, run_detector
+from piip.cost.executed import SAMPLE_MACS
 from piip.errors import ConfigError, DataError
 from piip.network import PIIP, build_on_meta
 from piip.presets import get_config
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
-from piip.tasks.detection.config import RCNNConfig
-from piip.tasks.detection.rcnn import RCNN
+from piip.tasks.detection import DINO, RCNN, CascadeRCNN, CascadeRCNNConfig, DINOConfig, RCNNConfig
 from tests.helpers import hierarchical_config, tiny_branch, tiny_config, tiny_network
 
 
@@ -148,6 +148,41 @@ def test_a_detector_around_the_network():
     assert table["fpn"].macs > 0
     assert table["mask_head"].macs > 0
     assert table["branch1.blocks"].macs == executed_cost(network, 128, 128)["branch1.blocks"].macs
+
+
+def test_every_stage_of_a_cascade_costs():
+    network = PIIP(tiny_config())
+    small = {"fpn_channels": 16, "representation_size": 32, "mask_channels": 16}
+    config = CascadeRCNNConfig(("a", "b"), network.out_channels, rpn_post_nms=50, **small)
+    detector = CascadeRCNN(config, network)
+    table = executed_cost(detector, 128, 128, run=run_detector)
+    per_box = 16 * 49 * 32 + 32**2 + 32 * (3 + 4)
+    assert table["box_heads"].macs == 3 * 50 * per_box
+    rcnn = RCNN(RCNNConfig(("a", "b"), network.out_channels, **small), network)
+    single = executed_cost(rcnn, 128, 128, run=run_detector)
+    assert table["mask_heads"].macs == 3 * single["mask_head"].macs > 0
+    assert table.params == sum(p.numel() for p in detector.parameters())
+
+
+def test_a_dino_around_the_network():
+    network = PIIP(tiny_config(merging=MergingConfig(pyramid_levels=(2, 3, 4))))
+    config = DINOConfig(("a", "b"), network.out_channels, encoder_depth=2, decoder_depth=3)
+    table = executed_cost(DINO(config, network), 128, 128, run=run_detector)
+    with torch.no_grad():
+        grids = [x.shape[-2] * x.shape[-1] for x in network(torch.zeros(1, 3, 128, 128))]
+    last = 2 * 2
+    tokens, width, points, ffn = sum(grids) + last, 256, 8 * 4 * 4, 2048
+    inputs = [
+        *(c * n for c, n in zip(network.out_channels, grids, strict=True)),
+        9 * network.out_channels[-1] * last,
+    ]
+    assert table["neck"].macs == width * sum(inputs)
+    per_token = width * (3 * points + 2 * width + 2 * ffn) + SAMPLE_MACS * points * width // 8
+    assert table["encoder"].macs == 2 * tokens * per_token
+    queries = min(900, tokens)
+    own = 4 * width**2 + 2 * width * queries
+    values = tokens * width**2
+    assert table["decoder"].macs == 3 * (queries * (per_token - width**2 + own) + values)
 
 
 def test_the_released_network_as_the_original_was_measured():

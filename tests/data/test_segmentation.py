@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from piip.data.images import ImageFileError
-from piip.data.mask_layout import IGNORED, find_masks
+from piip.data.labels import IGNORED
+from piip.data.mask_layout import find_masks
 from piip.data.segmentation import SegmentationDataset, collate
 from piip.data.settings import AugmentConfig, ImageConfig
 from piip.errors import ConfigError, DataError

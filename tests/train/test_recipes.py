@@ -1,5 +1,6 @@
 """Every recipe in recipes/ parses, and its model can be built."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from piip.cli.demo import RECIPE
 from piip.presets import list_models
+from piip.tasks.detection import DINO, CascadeRCNN
 from piip.train.building import build_network
 from piip.train.detection import DetectionData
 from piip.train.recipe import load_recipe
@@ -18,6 +20,9 @@ SHARED_PARTS = {
     "mask_rcnn_1x",
     "mask_rcnn_1x_large",
     "mask_rcnn_1x_mix",
+    "cascade_rcnn_1x",
+    "cascade_rcnn_3x_ms",
+    "dino_4scale",
     "upernet_80k",
     "upernet_160k",
     "released_20_epochs",
@@ -58,10 +63,44 @@ def test_recipe_builds(path):
 
 
 def test_every_published_detector_has_a_recipe():
-    tasks = ("_cls", "_seg", "_llava", "_llava_13b", "_dino", "_dinov3")
+    tasks = ("_cls", "_seg", "_llava", "_llava_13b", "_dinov3")
     own = {"piip_nano", "piip_nano_deit", "piip_tsb_512_384_256"}
     wanted = {name for name in list_models() if not name.endswith(tasks)} - own
     assert wanted - {path.stem for path in (ROOT / "coco").glob("*.yaml")} == set()
+
+
+def test_every_published_cascade_has_a_recipe(shared):
+    """A row of the papers' table has a recipe with its figures, its schedule and its pyramid."""
+    rows = json.loads((shared / "paper/figures.json").read_text())["rows"]
+    rows = [row for row in rows if "Cascade" in row["setting"] and row["model"].startswith("PIIP")]
+    files = {path: path.read_text() for path in (ROOT / "coco").glob("*_cascade_*.yaml")}
+    assert len(rows) == len(files) == 3
+    for row in rows:
+        figures = "box AP {box_AP}, mask AP {mask_AP}".format(**row["published"])
+        (path,) = [path for path, text in files.items() if figures in text]
+        recipe, detector = build(path)
+        assert isinstance(detector, CascadeRCNN)
+        assert recipe.model.name.startswith(row["model"].lower().replace("-", "_"))
+        assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (1e-4, 0.05)
+        assert recipe.data.batch_size * recipe.trainer.devices == 16
+        long = "3x" in row["setting"]
+        assert (recipe.trainer.epochs, recipe.schedule.milestones) == (
+            (36, (27, 33)) if long else (12, (8, 11))
+        )
+        assert recipe.augment.policy == ("detr" if "MS" in row["setting"] else "resize")
+        side = detector.backbone.config.branches[-1].image_size
+        if long:
+            assert (recipe.augment.crop, recipe.augment.factor) == (side, side / 1024)
+            assert recipe.image.scale == (int(1333 * side / 1024), int(800 * side / 1024))
+
+
+def test_released_dinos_have_their_settings():
+    recipe, detector = build(ROOT / "coco" / "piip_sbl_1792_1120_672_deit384_dino.yaml")
+    assert isinstance(detector, DINO)
+    config = detector.config
+    assert (config.num_queries, config.num_denoising, config.box_noise) == (900, 100, 1.0)
+    assert (config.pad_divisor, config.detections_per_image, recipe.trainer.clip_norm) == (224, 300, 0.1)
+    assert (recipe.trainer.epochs, recipe.schedule.milestones) == (36, (27, 33))
 
 
 def test_every_published_segmenter_has_a_recipe():
@@ -98,7 +137,8 @@ def test_the_demo_is_the_digits_recipe():
 
 
 @pytest.mark.parametrize(
-    ("name", "folder"), [("bccd", "bccd"), ("nuclei", "nuclei_dsb2018"), ("coco_tiny", "coco_tiny")]
+    ("name", "folder"),
+    [("bccd", "bccd"), ("bccd_dino", "bccd"), ("nuclei", "nuclei_dsb2018"), ("coco_tiny", "coco_tiny")],
 )
 def test_small_recipes_fit_their_data(shared, name, folder):
     recipe = load_recipe(ROOT / f"{name}.yaml", {"data.folder": str(shared / "data" / folder)})

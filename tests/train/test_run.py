@@ -115,6 +115,36 @@ def test_it_reports(run, capsys):
     assert "http" not in page.replace("http://www.w3.org/2000/svg", ""), "the page must need nothing else"
 
 
+def test_a_dino_by_the_same_verbs(pictures, tmp_path, capsys):
+    head = {"kind": "dino", "embed_dim": 32, "num_groups": 8, "encoder_depth": 1, "decoder_depth": 2}
+    sizes = {"ffn_dim": 32, "num_queries": 20, "num_denoising": 6, "detections_per_image": 10}
+    model = replace(RECIPE.model, changes={"merging": {"kind": "conv", "pyramid_levels": [2, 3, 4]}})
+    recipe = small(pictures, detector=head | sizes, model=model)
+    run = run_training(recipe, tmp_path / "whole")
+    assert_resumes_exactly(
+        run, recipe, DetectionModule, 6, tmp_path / "parts", monkeypatch=pytest.MonkeyPatch()
+    )
+    assert run.read_results().keys() >= {"box", "epoch"}
+    assert "mask" not in run.read_results()
+    assert main(["eval", str(run.path)]) == 0
+    assert json.loads((run.path / "eval_val.json").read_text())["box"] == run.read_results()["box"]
+    image = sorted((pictures / "val").glob("*.jpg"))[0]
+    assert main(["predict", str(image), "--model", str(run.path), "--out", str(tmp_path / "found")]) == 0
+    found = json.loads((tmp_path / "found" / "predictions.json").read_text())["annotations"]
+    assert len(found) <= 10
+    assert main(["report", str(run.path)]) == 0
+    assert "decoder" in (run.path / "report.html").read_text()
+
+
+def test_a_dino_needs_three_maps(pictures, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"DINO needs a network with three maps, this one has 4; .* \[2, 3, 4\]"
+    ):
+        run_training(small(pictures, detector={"kind": "dino"}), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"no detector of the kind 'dina'.*dino"):
+        run_training(small(pictures, detector={"kind": "dina"}), tmp_path / "run")
+
+
 def test_a_second_run_needs_its_own_folder(run, pictures):
     with pytest.raises(ConfigError, match="already holds a run; add --resume"):
         run_training(small(pictures), run.path)

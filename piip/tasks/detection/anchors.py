@@ -36,3 +36,9 @@ def cells_inside(grid: Size, stride: int, size: Size, num_anchors: int, device: 
         for n, pixels in zip(grid, size, strict=True)
     ]
     return (inside[0][:, None] & inside[1]).flatten().repeat_interleave(num_anchors)
+
+
+def boxes_inside(boxes: Tensor, size: Size) -> Tensor:
+    """Tell which boxes (N, 4) lie wholly inside an image of ``size`` and touch neither its right nor its bottom."""
+    limits = boxes.new_tensor([size[1], size[0]])
+    return ((boxes[:, :2] >= 0) & (boxes[:, 2:] < limits)).all(1)

@@ -10,16 +10,43 @@ MAX_LOG_RATIO = abs(math.log(16 / 1000))  # a side changes by at most this facto
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Return the overlaps (N, M) of boxes (N, 4) and (M, 4), 0 for boxes without area (HEADS.md 2.8).
+    """Return the overlaps (..., N, M) of boxes (..., N, 4) and (..., M, 4), 0 without area (HEADS.md 2.8).
 
     Works axis by axis: hundreds of thousands of anchors never meet the objects as (N, M, 2) tensors.
     """
-    a, b = first[:, None], second[None]
+    a, b = first[..., :, None, :], second[..., None, :, :]
     width = torch.minimum(a[..., 2], b[..., 2]).sub_(torch.maximum(a[..., 0], b[..., 0])).clamp_(min=0)
     height = torch.minimum(a[..., 3], b[..., 3]).sub_(torch.maximum(a[..., 1], b[..., 1])).clamp_(min=0)
     intersection = width.mul_(height)
-    union = (area(first)[:, None] + area(second)).sub_(intersection).clamp_(min=1e-6)
+    union = (area(first)[..., :, None] + area(second)[..., None, :]).sub_(intersection).clamp_(min=1e-6)
     return intersection.div_(union)
+
+
+def giou(first: Tensor, second: Tensor, least: float) -> Tensor:
+    """Return the generalised overlaps (...), from -1 to 1, of boxes (..., 4); shapes broadcast.
+
+    Args:
+        first: Boxes.
+        second: Boxes.
+        least: Smallest area of union and hull, so that boxes without area have an overlap.
+    """
+    low, high = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
+    intersection = (high - low).clamp(min=0).prod(-1)
+    union = (area(first) + area(second) - intersection).clamp(min=least)
+    low, high = torch.minimum(first[..., :2], second[..., :2]), torch.maximum(first[..., 2:], second[..., 2:])
+    hull = (high - low).clamp(min=0).prod(-1).clamp(min=least)
+    return intersection / union - (hull - union) / hull
+
+
+def from_centre(boxes: Tensor) -> Tensor:
+    """Return boxes (..., 4) given as centre and size as corners."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def to_centre(boxes: Tensor) -> Tensor:
+    """Return boxes (..., 4) given as corners as centre and size."""
+    return torch.cat(_centre_size(boxes), dim=-1)
 
 
 def area(boxes: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ from typing import Any
 from torch import nn
 
 from piip.errors import ConfigError, nearest
+from piip.tasks.detection.cascade import CascadeRCNN
 from piip.tasks.detection.config import DetectorConfig
 from piip.tasks.detection.detector import Detector
+from piip.tasks.detection.dino import DINO
 from piip.tasks.detection.rcnn import RCNN
 
-KINDS: Mapping[str, type[Detector]] = {"rcnn": RCNN}
+KINDS: Mapping[str, type[Detector]] = {"rcnn": RCNN, "cascade_rcnn": CascadeRCNN, "dino": DINO}
 DEFAULT = "rcnn"
 
 

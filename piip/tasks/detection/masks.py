@@ -14,7 +14,7 @@ from torchvision.ops import roi_align
 
 from piip.errors import require
 from piip.tasks.detection.anchors import Size
-from piip.tasks.detection.config import RCNNConfig
+from piip.tasks.detection.config import TwoStageConfig
 
 RLE = dict[str, Any]  # {"size": [height, width], "counts": text}, as COCO compresses masks
 
@@ -26,7 +26,7 @@ class MaskHead(nn.Module):
         config: The detector.
     """
 
-    def __init__(self, config: RCNNConfig) -> None:
+    def __init__(self, config: TwoStageConfig) -> None:
         super().__init__()
         width = config.mask_channels
         self.layers = MaskRCNNHeads(config.fpn_channels, [width] * config.mask_depth, dilation=1)

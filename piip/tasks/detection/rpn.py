@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import batched_nms
 
-from piip.tasks.detection.anchors import Size, base_anchors, cells_inside, grid_anchors
+from piip.tasks.detection.anchors import Size, base_anchors, boxes_inside, cells_inside, grid_anchors
 from piip.tasks.detection.boxes import BoxCoder, clip
-from piip.tasks.detection.config import RCNNConfig
+from piip.tasks.detection.config import TwoStageConfig
 from piip.tasks.detection.matching import Matcher, Sample, Sampler
 
 
@@ -38,7 +38,7 @@ class RegionProposals(nn.Module):
         config: The detector; its strides get one more level, twice the last.
     """
 
-    def __init__(self, config: RCNNConfig) -> None:
+    def __init__(self, config: TwoStageConfig) -> None:
         super().__init__()
         self.config = config
         self.strides = (*config.strides, 2 * config.strides[-1])
@@ -59,13 +59,14 @@ class RegionProposals(nn.Module):
         )
 
     @torch.no_grad()
-    def propose(self, output: RPNOutput, sizes: Tensor, pre_nms: int) -> list[Proposals]:
+    def propose(self, output: RPNOutput, sizes: Tensor, pre_nms: int, post_nms: int) -> list[Proposals]:
         """Return the best boxes of each image.
 
         Args:
             output: Of :meth:`forward`.
             sizes: Height and width of the images without padding, (B, 2); boxes are clipped to them.
             pre_nms: Boxes kept per level before suppression.
+            post_nms: Boxes kept per image after it.
         """
         scores, boxes, levels = [], [], []
         for level, (logits, deltas, anchors) in enumerate(zip(*output[:3], strict=True)):
@@ -75,25 +76,30 @@ class RegionProposals(nn.Module):
             boxes.append(clip(self.coder.decode(anchors[index], chosen), sizes[:, None]))
             levels.append(torch.full_like(index[0], level))
         return [
-            self._suppress(b, s, torch.cat(levels))
+            self._suppress(b, s, torch.cat(levels), post_nms)
             for b, s in zip(torch.cat(boxes, 1), torch.cat(scores, 1), strict=True)
         ]
 
     def loss(
-        self, output: RPNOutput, padded_sizes: Sequence[Size], objects: Sequence[Tensor]
+        self,
+        output: RPNOutput,
+        sizes: Sequence[Size],
+        padded_sizes: Sequence[Size],
+        objects: Sequence[Tensor],
     ) -> dict[str, Tensor]:
         """Return ``loss_rpn_cls`` and ``loss_rpn_box``.
 
         Args:
             output: Of :meth:`forward`.
+            sizes: (height, width) of each image without padding.
             padded_sizes: (height, width) of each image with its own padding; anchors beyond it do not train.
             objects: Boxes (M_i, 4) of each image.
         """
         logits, deltas = torch.cat(output.logits, 1), torch.cat(output.deltas, 1)
         anchors = torch.cat(output.anchors)
         total, classification, regression = 0, logits.new_zeros(()), deltas.sum() * 0
-        for image, (size, boxes) in enumerate(zip(padded_sizes, objects, strict=True)):
-            sample, matched = self.sample(output, size, boxes)
+        for image, (size, padded, boxes) in enumerate(zip(sizes, padded_sizes, objects, strict=True)):
+            sample, matched = self.sample(output, size, padded, boxes)
             positive, negative = sample
             total += max(len(positive), 1) + max(len(negative), 1)
             chosen = logits[image, torch.cat(sample)]
@@ -102,23 +108,36 @@ class RegionProposals(nn.Module):
                 chosen, wanted, reduction="sum"
             )
             target = self.coder.encode(anchors[positive], boxes[matched])
-            regression = regression + (deltas[image, positive] - target).abs().sum()
+            regression = regression + F.smooth_l1_loss(
+                deltas[image, positive], target, beta=self.config.rpn_beta or 0.0, reduction="sum"
+            )
         return {"loss_rpn_cls": classification / total, "loss_rpn_box": regression / total}
 
     @torch.no_grad()
-    def sample(self, output: RPNOutput, padded_size: Size, objects: Tensor) -> tuple[Sample, Tensor]:
+    def sample(
+        self, output: RPNOutput, size: Size, padded_size: Size, objects: Tensor
+    ) -> tuple[Sample, Tensor]:
         """Choose the anchors of one image that train.
+
+        Args:
+            output: Of :meth:`forward`.
+            size: (height, width) of the image without padding.
+            padded_size: The same with its own padding; anchors of cells beyond it do not train.
+            objects: Boxes (M, 4).
 
         Returns:
             Their indices among all anchors of all levels, and the object (P,) of each positive one.
         """
         anchors = torch.cat(output.anchors)
-        inside = torch.cat(
+        usable = torch.cat(
             [
                 cells_inside(grid, stride, padded_size, len(self.config.anchor_ratios), anchors.device)
                 for grid, stride in zip(output.grids, self.strides, strict=True)
             ]
-        ).nonzero()[:, 0]
+        )
+        if self.config.rpn_inside:
+            usable &= boxes_inside(anchors, size)
+        inside = usable.nonzero()[:, 0]
         matched = self.matcher(anchors[inside], objects)
         positive, negative = self.sampler(matched)
         return Sample(inside[positive], inside[negative]), matched[positive]
@@ -127,8 +146,8 @@ class RegionProposals(nn.Module):
         base = base_anchors(stride * self.config.anchor_scale, self.config.anchor_ratios)
         return grid_anchors(base.to(like.device), grid, stride)
 
-    def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> Proposals:
+    def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor, count: int) -> Proposals:
         solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
         boxes, scores, levels = boxes[solid], scores[solid], levels[solid]
-        kept = batched_nms(boxes, scores, levels, self.config.rpn_nms)[: self.config.rpn_post_nms]
+        kept = batched_nms(boxes, scores, levels, self.config.rpn_nms)[:count]
         return Proposals(boxes[kept], scores[kept])

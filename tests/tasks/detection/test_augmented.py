@@ -9,12 +9,16 @@ from torchvision.ops import box_iou, roi_align
 from piip.data.geometry import ImageMeta
 from piip.data.settings import AugmentedTest, ImageConfig
 from piip.data.views import View, Views
-from piip.tasks.detection import RCNN, DetectorConfig, RCNNConfig, detect_views
+from piip.tasks.detection import DINO, RCNN, DetectorConfig, RCNNConfig, detect_views
 from piip.tasks.detection.augmented import mean_masks, merge, to_image, to_view
 from piip.tasks.detection.box_head import Scored
 from piip.tasks.detection.boxes import mirror
 from piip.tasks.detection.masks import decode_masks
-from tests.tasks.detection.test_rcnn import TinyBackbone, config
+from tests.tasks.detection.dino.test_detector import Backbone
+from tests.tasks.detection.dino.test_detector import config as dino_config
+from tests.tasks.detection.test_cascade import cascade
+from tests.tasks.detection.test_rcnn import config
+from tests.tasks.detection.toy import TinyBackbone
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 RAW = ImageConfig(mean=(0, 0, 0), std=(255, 255, 255), scale=(120, 90))
@@ -130,10 +134,23 @@ def test_views_are_merged_class_by_class_up_to_the_limit():
     assert kept.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.3])
 
 
-@pytest.mark.parametrize("masks", [True, False])
-def test_what_is_found_in_a_mirrored_image_is_mirrored(masks):
+FEW = {"score_threshold": 0.0, "detections_per_image": 20}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: RCNN(config(**FEW), TinyBackbone()),
+        lambda: RCNN(config(masks=False, **FEW), TinyBackbone()),
+        lambda: RCNN(config(nms_kind="gaussian", **FEW), TinyBackbone()),
+        lambda: cascade(masks=True, **FEW),
+        lambda: DINO(dino_config(num_queries=40, detections_per_image=20), Backbone()),
+    ],
+    ids=["masks", "boxes", "soft", "cascade", "dino"],
+)
+def test_what_is_found_in_a_mirrored_image_is_mirrored(build):
     torch.manual_seed(2)
-    detector = RCNN(config(masks=masks, score_threshold=0.0, detections_per_image=20), TinyBackbone()).eval()
+    detector = build().eval()
     pixels = torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8)
     with torch.inference_mode():
         found, mirrored = (detect_views(detector, Views(p, RAW, ALL)) for p in (pixels, pixels.flip(-1)))
@@ -141,7 +158,8 @@ def test_what_is_found_in_a_mirrored_image_is_mirrored(masks):
     torch.testing.assert_close(found.scores, mirrored.scores)
     assert torch.equal(found.labels, mirrored.labels)
     torch.testing.assert_close(mirror(found.boxes, WIDTH), mirrored.boxes, atol=1e-3, rtol=0)
-    if masks:
+    assert (found.masks is not None) == detector.config.masks
+    if found.masks is not None:
         ours, theirs = (decode_masks(seen.masks, seen.original_size) for seen in (found, mirrored))
         assert ours.any()
         assert (ours[..., ::-1] == theirs).mean() > 0.999

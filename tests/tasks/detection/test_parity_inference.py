@@ -45,7 +45,7 @@ def test_rpn_head(golden, model, pyramid):
 
 @torch.no_grad()
 def test_proposals(golden, model, pyramid):
-    proposals = model.rpn.propose(model.rpn(pyramid), SIZES, 1000)
+    proposals = model.rpn.propose(model.rpn(pyramid), SIZES, 1000, 1000)
     for image, (boxes, scores) in enumerate(proposals):
         assert_close(torch.cat([boxes, scores[:, None]], 1), golden[f"proposals.{image}"])
 

@@ -69,7 +69,7 @@ def test_samples_of_both_stages(golden, model, targets):
     encoded = []
     for image in range(2):
         boxes = targets[image]["boxes"]
-        (positive, negative), matched = model.rpn.sample(output, PADDED[image], boxes)
+        (positive, negative), matched = model.rpn.sample(output, SIZES[image], PADDED[image], boxes)
         flat = golden["rpn.pos_flat_index"]
         assert torch.equal(positive, flat[flat[:, 0] == image, 1])
         assert torch.equal(matched, golden[f"rpn.pos_assigned.{image}"])
@@ -78,7 +78,7 @@ def test_samples_of_both_stages(golden, model, targets):
         weights = torch.cat([golden[f"rpn.label_weights.{level}"][image] for level in range(5)])
         assert torch.equal(weights.nonzero()[:, 0], torch.cat([positive, negative]).sort().values)
     assert_close(torch.cat(encoded), golden["rpn.pos_targets"])
-    proposals = model.rpn.propose(output, torch.tensor(SIZES), 2000)
+    proposals = model.rpn.propose(output, torch.tensor(SIZES), 2000, 1000)
     samples = []
     for image, (boxes, scores) in enumerate(proposals):
         assert_close(torch.cat([boxes, scores[:, None]], 1), golden[f"proposals.{image}"])
