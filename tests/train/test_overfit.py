@@ -110,8 +110,8 @@ def test_dino(scenes, tmp_path):
 def test_upernet(scenes, tmp_path):
     pytest.importorskip("transformers")
     crop = {"policy": "crop", "crop": SIDE, "ratios": [1.0, 1.0], "flip": 0.0, "largest_share": 1.0}
-    head = {"channels": 32, "crop_size": SIDE, "stride": 85}
-    scores = learn(scenes, tmp_path / "run", 60, task="segmentation", augment=crop, segmenter=head)
+    head = {"channels": 64, "crop_size": SIDE, "stride": 85}
+    scores = learn(scenes, tmp_path / "run", 150, task="segmentation", augment=crop, segmenter=head)
     assert scores["segmentation"]["mIoU"] > 0.9
 
 
