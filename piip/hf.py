@@ -74,8 +74,18 @@ class _PiipPreTrained(PreTrainedModel):
     base_model_prefix = "network"
     main_input_name = "pixel_values"
     input_modalities = "image"
-    supports_gradient_checkpointing = False
+    supports_gradient_checkpointing = True
+    network: PIIP
     _no_split_modules = ["Block", "GridBlock", "EvaBlock", "WindowedEvaBlock", "InteractionBlock"]  # noqa: RUF012
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass; transformers sets it where it is."""
+        return self.network.grad_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        self.network.set_grad_checkpointing(enable)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,0 +1,23 @@
+"""PIIP-LLaVA inside transformers: ``import piip.llava`` registers configuration, model and processor.
+
+``AutoModelForImageTextToText``, ``AutoProcessor`` and ``pipeline("image-text-to-text")`` then know the type.
+"""
+
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from piip.llava.configuration import PiipLlavaConfig
+from piip.llava.modeling import PiipLlavaForConditionalGeneration, PiipLlavaModel
+from piip.llava.processing import CHAT_TEMPLATE, PiipLlavaProcessor, image_processor
+
+__all__ = [
+    "CHAT_TEMPLATE",
+    "PiipLlavaConfig",
+    "PiipLlavaForConditionalGeneration",
+    "PiipLlavaModel",
+    "PiipLlavaProcessor",
+    "image_processor",
+]
+
+AutoConfig.register(PiipLlavaConfig.model_type, PiipLlavaConfig)
+AutoModelForImageTextToText.register(PiipLlavaConfig, PiipLlavaForConditionalGeneration)
+AutoProcessor.register(PiipLlavaConfig, PiipLlavaProcessor)

@@ -1,0 +1,86 @@
+"""The description of a PIIP-LLaVA as a configuration of transformers."""
+
+from typing import Any, ClassVar, Literal, Self
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, LlavaConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from piip.config import PIIPConfig
+from piip.errors import ConfigError
+from piip.hf import PiipConfig
+from piip.network import build_on_meta
+
+
+@strict
+class PiipLlavaConfig(LlavaConfig):
+    """A PIIP network that sees, a projector per branch, and a language model (SPEC 9; arXiv 2501.07783).
+
+    Args:
+        vision_config: The network, a `PiipConfig` with one map per branch.
+        text_config: Any causal language model of transformers.
+        projector_norm: ``group`` normalises over the map (released models), ``layer`` every token.
+        out_grid: Height and width in tokens of every image; by default that of the branch with the largest image.
+    """
+
+    model_type = "piip_llava"
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="piip"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    projector_norm: Literal["group", "layer"] = "group"
+    out_grid: list[int] | tuple[int, int] | None = None
+    vision_feature_select_strategy: Literal["default", "full"] = "full"
+    vision_feature_layer: int | list[int] = -1
+
+    @classmethod
+    def of(cls, network: PIIPConfig, text: PreTrainedConfig, image_token_id: int, **options: Any) -> Self:
+        """Return the configuration of a network before a language model.
+
+        Args:
+            network: One map per branch: ``merging.kind`` is ``none``.
+            text: The language model, its vocabulary with the image token.
+            image_token_id: Token in whose places the features of images stand.
+            options: Further fields.
+
+        Raises:
+            ConfigError: The network merges its branches.
+        """
+        if network.merging.kind != "none":
+            raise ConfigError(
+                f"The network merges its branches (merging.kind is {network.merging.kind!r}); projectors read "
+                "every branch, set it to 'none' with pyramid_levels ()."
+            )
+        settings = cls(
+            vision_config=PiipConfig.of(network),
+            text_config=text,
+            image_token_index=image_token_id,
+            **options,
+        )
+        settings.image_seq_length = settings.tokens_of(network.image_size, network.image_size)
+        return settings
+
+    @property
+    def vision(self) -> PiipConfig:
+        """The network's configuration."""
+        assert isinstance(self.vision_config, PiipConfig)
+        return self.vision_config
+
+    @property
+    def text(self) -> Any:
+        """The language model's configuration."""
+        return self.text_config
+
+    def token_stride(self) -> float:
+        """Return the pixels per token of the branch with the largest image."""
+        return build_on_meta(self.vision.network_config()).strides[-1]
+
+    def tokens_of(self, height: int, width: int) -> int:
+        """Return the number of tokens of an image of a size in pixels."""
+        if self.out_grid is not None:
+            return int(self.out_grid[0] * self.out_grid[1])
+        stride = int(self.token_stride())
+        return (height // stride) * (width // stride)
