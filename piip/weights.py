@@ -184,6 +184,25 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], unknown: Iterabl
         CheckpointError: Tensors are unknown, missing or of another shape.
     """
     wanted = dict(model.state_dict())
+    account_for(state, wanted, unknown)
+    cast = {key: value.to(wanted[key].dtype) for key, value in state.items()}
+    model.load_state_dict(cast, strict=True, assign=True)
+    _fill_buffers(model)
+
+
+def account_for(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unknown: Iterable[str] = ()
+) -> None:
+    """Check that tensors are exactly those of a model.
+
+    Args:
+        state: Tensors under the model's names.
+        wanted: The model's own, which may be on the meta device.
+        unknown: Names of further tensors of the checkpoint that nothing is known about.
+
+    Raises:
+        CheckpointError: Tensors are unknown, missing or of another shape.
+    """
     unknown = [*unknown, *(key for key in state if key not in wanted)]
     missing = [key for key in wanted if key not in state]
     reshaped = [
@@ -195,9 +214,6 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], unknown: Iterabl
     listed = [f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems if keys]
     if listed:
         raise CheckpointError(f"The checkpoint does not fit the model: {'; '.join(listed)}.")
-    cast = {key: value.to(wanted[key].dtype) for key, value in state.items()}
-    model.load_state_dict(cast, strict=True, assign=True)
-    _fill_buffers(model)
 
 
 def _fill_buffers(model: nn.Module) -> None:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from piip.train.recipe import TrainRecipe
 
 
-def convert_released(checkpoint: Path, out: Path, model: str = "", recipe: Path | None = None) -> Path:
+def convert_released(
+    checkpoint: Path, out: Path, model: str = "", recipe: Path | None = None, language: bool = False
+) -> Path:
     """Turn a released checkpoint into a model folder.
 
     A released Mask R-CNN or UperNet needs the recipe it was trained with, which says how images are prepared; the
@@ -29,6 +31,8 @@ def convert_released(checkpoint: Path, out: Path, model: str = "", recipe: Path 
         out: The new folder.
         model: The published configuration of the network; the recipe's by default.
         recipe: A recipe of recipes/coco or recipes/ade20k.
+        language: With --model and the folder of a LLaVA: also its projector, language model and tokenizer. The
+            result is a folder of transformers, for AutoModelForImageTextToText after ``import piip.llava``.
     """
     from piip.convert.checkpoint import convert_checkpoint
     from piip.hub import save_pretrained
@@ -42,13 +46,28 @@ def convert_released(checkpoint: Path, out: Path, model: str = "", recipe: Path 
             "Give --model NAME for a network alone, or --recipe FILE for a detector or segmenter."
         )
     config = get_config(name)
-    if loaded is None:
+    if language:
+        _convert_language(checkpoint, config, out, alone=loaded is None)
+    elif loaded is None:
         save_pretrained(convert_checkpoint(checkpoint, config), out)
     else:
         model_of_recipe = convert_checkpoint(checkpoint, config, _head(loaded, config))
         _predictor(model_of_recipe, loaded).save(out)
     console().print(f"converted {checkpoint} to {out}", markup=False)
     return out
+
+
+def _convert_language(folder: Path, config: "PIIPConfig", out: Path, alone: bool) -> None:
+    if not alone:
+        raise ConfigError("--language is for LLaVAs, which have no recipe; give --model NAME of their tower.")
+    from piip.errors import require
+
+    require("transformers", "llava", "Converting a language model")
+    from piip.llava.conversion import convert_llava
+
+    llava, processor = convert_llava(folder, config)
+    llava.save_pretrained(out)
+    processor.save_pretrained(out)
 
 
 def _head(recipe: "TrainRecipe", config: "PIIPConfig") -> "DetectorConfig | SegmenterConfig":
