@@ -45,9 +45,17 @@ class PyramidProjector(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return visual tokens (B, H * W, out_dim) from one map (B, D_i, H_i, W_i) per branch."""
-        grid = self.out_grid or maps[-1].shape[-2:]
-        tokens = [self._project(index, resize_map(feature, grid)) for index, feature in enumerate(maps)]
+        tokens = self.branch_tokens(maps)
         return sum(tokens[1:], start=tokens[0])
+
+    def grid(self, maps: Sequence[Tensor]) -> tuple[int, int]:
+        """Return height and width of the result in tokens."""
+        return self.out_grid or (maps[-1].shape[-2], maps[-1].shape[-1])
+
+    def branch_tokens(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return what every branch adds to the visual tokens, (B, H * W, out_dim) each."""
+        grid = self.grid(maps)
+        return [self._project(index, resize_map(feature, grid)) for index, feature in enumerate(maps)]
 
     def _project(self, index: int, feature: Tensor) -> Tensor:
         hidden = self.fc1[index](feature.flatten(2).transpose(1, 2))

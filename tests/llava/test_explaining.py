@@ -1,0 +1,71 @@
+"""Where an answer came from."""
+
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("transformers")
+
+from piip.errors import DataError
+from piip.llava.explaining import explain
+from tests.llava.test_model import ask, batch, picture
+from tests.llava.tiny import SIDE, model, processor
+
+
+@pytest.fixture(scope="module")
+def found():
+    return explain(model(), processor(), picture(), ask("a?"), "a cat")
+
+
+def test_maps_cover_the_grid_and_sum_to_one(found):
+    for grid in (found.attention, *found.branches):
+        assert grid.shape == (4, 4)
+        assert grid.min() >= 0
+        assert grid.sum() == pytest.approx(1, abs=1e-5)
+    assert len(found.branches) == len(found.shares) == 2
+    assert sum(found.shares) == pytest.approx(1)
+    assert found.image.shape == (SIDE, SIDE, 3)
+
+
+def test_attention_is_that_of_the_whole_model(found):
+    """Asked of transformers by its own names, with the image read as ever."""
+    llava = model()
+    llava.model.language_model.set_attn_implementation("eager")
+    inputs = batch([ask("a?") + "a cat"], [picture()])
+    with torch.no_grad():
+        layers = llava(**inputs, output_attentions=True).attentions
+    image = (inputs["input_ids"][0] == 4).nonzero()[:, 0]
+    last = inputs["input_ids"].shape[1]
+    rows = range(last - 6, last - 1)
+    mean = torch.stack([layer[0, :, row, image].mean(0) for layer in layers for row in rows]).mean(0)
+    torch.testing.assert_close(torch.from_numpy(found.attention).flatten(), mean / mean.sum())
+
+
+def test_a_branch_that_adds_nothing_has_no_share():
+    llava = model()
+    projector = llava.model.multi_modal_projector
+    torch.nn.init.zeros_(projector.fc2[1].weight)
+    torch.nn.init.zeros_(projector.fc2[1].bias)
+    found = explain(llava, processor(), picture(), ask("a?"), "a cat")
+    assert found.shares == (1.0, 0.0)
+
+
+def test_the_model_stays_as_it_was(found):
+    llava = model()
+    before = llava.model.language_model.config._attn_implementation
+    explain(llava, processor(), picture(), ask("a?"), "a cat")
+    assert llava.model.language_model.config._attn_implementation == before
+    assert all(p.grad is None for p in llava.parameters())
+
+
+def test_it_is_drawn(found, tmp_path):
+    found.plot(tmp_path / "found.png")
+    with Image.open(tmp_path / "found.png") as drawn:
+        width, height = drawn.size
+    assert width > 3 * height
+
+
+@pytest.mark.parametrize(("images", "answer"), [(0, "a"), (2, "a"), (1, "")])
+def test_one_image_and_one_answer(images, answer):
+    with pytest.raises(DataError, match="exactly one image"):
+        explain(model(), processor(), picture(), ask("a?", images=images), answer)
