@@ -9,9 +9,11 @@ pytest.importorskip("transformers")
 
 import transformers
 
+from piip.config import BranchConfig, MergingConfig, PIIPConfig
 from piip.errors import ConfigError
 from piip.llava import PiipLlavaConfig, PiipLlavaForConditionalGeneration, PiipLlavaProcessor
-from tests.helpers import tiny_config
+from piip.presets import get_config, list_models
+from tests.helpers import TINY_INTERACTION, rotary_config, tiny_branch, tiny_config
 from tests.llava.tiny import SIDE, model, network_config, processor, text_config, tokenizer
 
 QUESTIONS = ("what is it?", "how many cats are there in this picture?")
@@ -165,6 +167,42 @@ def test_images_are_prepared_as_released():
     assert border.abs().max() < 0.02, "the mean colour is 0 after normalisation"
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(middle, (torch.tensor([1.0, 0.0, 0.0]) - mean) / std, atol=1e-3, rtol=0)
+
+
+def _with_maps(config):
+    return config.replace(merging=MergingConfig("none", pyramid_levels=()))
+
+
+def _siglip():
+    shape = {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 64}
+    seen = BranchConfig("vit_base_patch16_siglip_224", 96, ((0, 0), (1, 1)), options=shape)
+    return PIIPConfig((tiny_branch(64, 64), seen), TINY_INTERACTION)
+
+
+@pytest.mark.parametrize("tower", [tiny_config, rotary_config, _siglip], ids=["triple", "dinov3", "siglip"])
+def test_any_tower(tower):
+    network = _with_maps(tower())
+    settings = PiipLlavaConfig.of(network, text_config(), 4)
+    llava = PiipLlavaForConditionalGeneration(settings).eval()
+    inputs = PiipLlavaProcessor.of(settings, tokenizer())(
+        images=[picture()], text=["<image>a?"], return_tensors="pt"
+    )
+    assert (inputs["input_ids"] == 4).sum() == (network.image_size // 16) ** 2
+    assert answer(llava, inputs).shape == (1, 6)
+
+
+@pytest.mark.parametrize("name", [name for name in list_models() if "llava" in name])
+def test_published_towers_fit_a_language_model(name):
+    """Built without memory for their weights, before a Llama of 7B's width."""
+    text = transformers.LlamaConfig(num_hidden_layers=1, vocab_size=32064)
+    settings = PiipLlavaConfig.of(get_config(name), text, 32000)
+    with torch.device("meta"):
+        llava = PiipLlavaForConditionalGeneration(settings)
+        side = settings.vision.network_config().image_size
+        features = llava.get_image_features(torch.empty(1, 3, side, side)).pooler_output[0]
+    assert features.shape == (settings.image_seq_length, 4096)
+    if name.startswith("piip"):
+        assert settings.image_seq_length in (20**2, 32**2)
 
 
 def test_merged_networks_are_refused():
