@@ -134,7 +134,10 @@ class DetectionPredictor(Predictor):
         """Return the objects of all images as a COCO data set."""
         pairs = zip(self.category_ids, self.classes, strict=True)
         categories = [{"id": number, "name": name} for number, name in pairs]
-        objects = [entry for record in records for entry in record["annotations"]]
+        objects = [
+            {"id": number, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0} | entry
+            for number, entry in enumerate((e for record in records for e in record["annotations"]), start=1)
+        ]
         return {"images": images, "categories": categories, "annotations": objects}
 
     @torch.inference_mode()

@@ -17,20 +17,24 @@ if TYPE_CHECKING:
     from piip.train.recipe import TrainRecipe
 
 
+NUM_IMAGENET = 1000
+
+
 def convert_released(
     checkpoint: Path, out: Path, model: str = "", recipe: Path | None = None, language: bool = False
 ) -> Path:
     """Turn a released checkpoint into a model folder.
 
-    A released Mask R-CNN or UperNet needs the recipe it was trained with, which says how images are prepared; the
-    result is a folder that piip predict and piip eval load. With --model alone, only the network is converted: that
-    of a detector or segmenter, the vision tower of a LLaVA, a classifier with its heads.
+    A released detector (Mask R-CNN, Cascade R-CNN, DINO), segmenter (UperNet) or classifier needs the recipe it was
+    trained with, which says how images are prepared; the result is a folder that piip predict and piip eval load.
+    With --model alone, only the network is converted: that of a detector or segmenter, the vision tower of a LLaVA,
+    a classifier with its heads.
 
     Args:
         checkpoint: A released .pth file or the folder of a LLaVA; nothing in it is unpickled.
         out: The new folder.
         model: The published configuration of the network; the recipe's by default.
-        recipe: A recipe of recipes/coco or recipes/ade20k.
+        recipe: A recipe of recipes/coco, recipes/ade20k or recipes/imagenet.
         language: With --model and the folder of a LLaVA: also its projector, language model and tokenizer. The
             result is a folder of transformers, for AutoModelForImageTextToText after ``import piip.llava``.
     """
@@ -43,7 +47,7 @@ def convert_released(
     name = model or (loaded.model.name if loaded else None)
     if not name:
         raise ConfigError(
-            "Give --model NAME for a network alone, or --recipe FILE for a detector or segmenter."
+            "Give --model NAME for a network alone, or --recipe FILE for a detector, segmenter or classifier."
         )
     config = get_config(name)
     if language:
@@ -70,8 +74,13 @@ def _convert_language(folder: Path, config: "PIIPConfig", out: Path, alone: bool
     processor.save_pretrained(out)
 
 
-def _head(recipe: "TrainRecipe", config: "PIIPConfig") -> "DetectorConfig | SegmenterConfig":
-    """Return the released head on a network; only its channels and padding differ between checkpoints."""
+def _head(recipe: "TrainRecipe", config: "PIIPConfig") -> "DetectorConfig | SegmenterConfig | None":
+    """Return the released head on a network; only its channels and padding differ between checkpoints.
+
+    The heads of classifiers are known by their tensors.
+    """
+    if recipe.task == "classification":
+        return None
     from piip.data import ade20k
     from piip.network import build_on_meta
     from piip.tasks.detection import detector_config
@@ -86,9 +95,23 @@ def _head(recipe: "TrainRecipe", config: "PIIPConfig") -> "DetectorConfig | Segm
 
 
 def _predictor(model: "nn.Module", recipe: "TrainRecipe") -> "Predictor":
-    from piip.predict import DetectionPredictor, SegmentationPredictor
+    from piip.predict import ClassificationPredictor, DetectionPredictor, SegmentationPredictor
+    from piip.tasks.classification import ImageClassifier
     from piip.tasks.detection import Detector
 
+    if isinstance(model, ImageClassifier):
+        if model.config.num_classes == NUM_IMAGENET:
+            model.config = model.config.replace(classes=_imagenet_classes())
+        return ClassificationPredictor(model, recipe.image, device="cpu")
     if isinstance(model, Detector):
         return DetectionPredictor(model, recipe.image, CATEGORY_IDS, device="cpu")
     return SegmentationPredictor(model, recipe.image, device="cpu")
+
+
+def _imagenet_classes() -> tuple[str, ...]:
+    """Return the names of ImageNet's classes, each of its own: where two have the same, its number follows."""
+    from timm.data import ImageNetInfo
+
+    known = ImageNetInfo("imagenet-1k")
+    names = [known.index_to_description(number).split(",")[0] for number in range(NUM_IMAGENET)]
+    return tuple(f"{name} {k}" if names.count(name) > 1 else name for k, name in enumerate(names))

@@ -47,6 +47,9 @@ def check_segmentation(
         counts = sum(numbers, np.zeros(256, np.int64))
         by_class = {label: int(counts[k]) for k, label in enumerate(split.classes)}
         statistics[name] = LabelStatistics(len(split.images), by_class, "pixels")
+        if counts[IGNORED] and counts[0] and np.count_nonzero(counts) == 2:
+            hint = "masks of 0 and of values without a class; write 1 for the second class"
+            findings.add("error", name, hint, split.source)
         for label in (label for label, count in by_class.items() if not count):
             findings.add("warning", name, "classes without a pixel", label)
     _compare(findings, {name: split.images for name, split in layout.splits.items()})

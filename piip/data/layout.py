@@ -96,7 +96,8 @@ def find_dataset(folder: str | Path, images: str | Path | None = None, split: st
     raise DataError(
         f"No data set was recognised in {folder}; looked for annotations/instances_train2017.json or "
         f"annotations/train.json with an image folder train2017/ or train/ (COCO), train/{_ROBOFLOW} "
-        f"(Roboflow) and {_YAML[0]} (YOLO)."
+        f"(Roboflow) and {_YAML[0]} (YOLO). Images with masks or in folders of a "
+        "class each are data of other tasks (segmentation, classification)."
     )
 
 

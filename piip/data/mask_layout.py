@@ -1,7 +1,7 @@
 """Recognising how images and labels of pixels lie in a folder."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from piip.data import ade20k
 from piip.data.images import SUFFIXES
 from piip.data.labels import IGNORED, LabelledSplit, MaskSplit, outline_split
-from piip.data.layout import SPLITS, Layout, find_dataset
-from piip.errors import DataError
+from piip.data.layout import SPLITS, Layout, SplitSource, find_dataset
+from piip.errors import DataError, nearest
 
 _NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _MASK_FOLDERS = ("masks", "annotations", "labels")
@@ -32,10 +32,12 @@ def find_masks(folder: str | Path, classes: Sequence[str] = ()) -> Layout[Labell
         folder: ADE20K (images/training, annotations/training), Cityscapes (leftImg8bit, gtFine), images and masks
             of the same names (images/train and masks/train, or train/images and train/masks), or a data set for
             detection whose objects have outlines, which become classes beside the background.
-        classes: Class names in the order of the masks' values, where no classes.json or classes.txt lists them.
+        classes: Class names to keep, in label order; pixels of the others are ignored. Where nothing says what the
+            masks' values mean (no classes.json or classes.txt), the names of the values in their order.
 
     Raises:
-        DataError: Nothing fits, an image has no mask, or nobody says what the values in the masks mean.
+        DataError: Nothing fits, an image has no mask, nobody says what the values in the masks mean, or the data
+            have no class of a name.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -61,8 +63,29 @@ def _outlines(folder: Path, classes: Sequence[str]) -> Layout[LabelledSplit]:
             "images/training and annotations/training (ADE20K), images/train and masks/train, train/images and "
             "train/masks, annotations/train.json (outlines of objects)."
         ) from error
-    splits = {name: outline_split(source, classes) for name, source in layout.splits.items()}
-    return Layout(f"{layout.name} outlines", folder, splits)
+    return Layout(f"{layout.name} outlines", folder, _OutlineSplits(layout.splits, classes))
+
+
+class _OutlineSplits(Mapping[str, LabelledSplit]):
+    """Splits that are read when they are asked for: one may lack outlines or classes that another has."""
+
+    def __init__(self, sources: Mapping[str, SplitSource], classes: Sequence[str]) -> None:
+        self._sources, self._classes = sources, tuple(classes)
+        self._read: dict[str, LabelledSplit] = {}
+
+    def __getitem__(self, name: str) -> LabelledSplit:
+        if name not in self._read:
+            self._read[name] = outline_split(self._sources[name], self._classes)
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources
 
 
 def _cityscapes(folder: Path, split: str, classes: Sequence[str]) -> MaskSplit | None:
@@ -76,7 +99,7 @@ def _cityscapes(folder: Path, split: str, classes: Sequence[str]) -> MaskSplit |
         truth / path.parent.name / f"{stem}_gtFine_labelIds.png"
         for path, stem in zip(images, stems, strict=True)
     ]
-    return _split(root, images, masks, tuple(_CITYSCAPES), _table(_CITYSCAPES.values()))
+    return _split(root, images, masks, *_chosen(_CITYSCAPES, classes, folder))
 
 
 def _ade20k(folder: Path, split: str, classes: Sequence[str]) -> MaskSplit | None:
@@ -85,9 +108,12 @@ def _ade20k(folder: Path, split: str, classes: Sequence[str]) -> MaskSplit | Non
     if not root.is_dir() or not (folder / "annotations" / name).is_dir():
         return None
     images = _listed(root)
-    masks = [folder / "annotations" / name / f"{path.stem}.png" for path in images]
-    names = tuple(classes) or ade20k.CLASSES
-    return _split(root, images, masks, names, _table(range(1, len(names) + 1)))
+    masks = [folder / "annotations" / name / path.relative_to(root).with_suffix(".png") for path in images]
+    own = tuple(_read_classes(folder).get("classes", ()))
+    known = set(classes) <= set(ade20k.CLASSES)
+    names = own or (ade20k.CLASSES if known else tuple(classes))  # others have made data in its layout, too
+    values = {label: number for number, label in enumerate(names, start=1)}
+    return _split(root, images, masks, *_chosen(values, classes, folder))
 
 
 def _pairs(folder: Path, split: str, classes: Sequence[str]) -> MaskSplit | None:
@@ -104,18 +130,48 @@ def _pairs(folder: Path, split: str, classes: Sequence[str]) -> MaskSplit | None
 
 def _paired(folder: Path, images_root: Path, masks_root: Path, classes: Sequence[str]) -> MaskSplit:
     settings = _read_classes(folder)
-    names = tuple(classes) or tuple(settings.get("classes", ()))
+    names = tuple(settings.get("classes", ())) or tuple(classes)
     if not names:
         raise DataError(
             f"{folder} does not say what the values in its masks mean; add data.classes with the names in order, "
             "or a classes.txt with a name per line."
         )
     first = 1 if settings.get("reduce_zero_label") else 0
-    values = range(first, first + len(names))
-    files = {path.stem: path for path in _listed(masks_root)}
-    images = _listed(images_root)
-    masks = [files.get(path.stem, masks_root / f"{path.stem}.png") for path in images]
-    return _split(images_root, images, masks, names, _table(values))
+    values = {name: first + number for number, name in enumerate(names)}
+    files = _by_name(masks_root)
+    images = _by_name(images_root)
+    masks = [files.get(name, masks_root / f"{name}.png") for name in images]
+    return _split(images_root, list(images.values()), masks, *_chosen(values, classes, folder))
+
+
+def _by_name(root: Path) -> dict[str, Path]:
+    """Return the image files below a folder by their path in it without suffix.
+
+    Raises:
+        DataError: Two differ in nothing but the suffix.
+    """
+    found: dict[str, Path] = {}
+    for path in _listed(root):
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if name in found:
+            raise DataError(f"{found[name]} and {path} have the same name; rename or remove one of them.")
+        found[name] = path
+    return found
+
+
+def _chosen(
+    values: Mapping[str, int], classes: Sequence[str], folder: Path
+) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
+    """Return class names and the table of labels, given the value of every class and the names to keep.
+
+    Raises:
+        DataError: There is no class of a name.
+    """
+    names = tuple(classes) or tuple(values)
+    for name in names:
+        if name not in values:
+            raise DataError(f"{folder} has no class {name!r}. {nearest(name, values)}")
+    return names, _table(values[name] for name in names)
 
 
 def _read_classes(folder: Path) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from piip.llava.configuration import PiipLlavaConfig
 
 IMAGE_TOKEN = "<image>"
 CHAT_TEMPLATE = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions. "
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
     "{% for message in messages %}"
     "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"

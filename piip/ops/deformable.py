@@ -192,6 +192,11 @@ def sample_and_sum(value: Tensor, grids: Sequence[Grid], locations: Tensor, weig
     return output.reshape(batch, heads * width, queries).transpose(1, 2).to(value.dtype)
 
 
+def in_float32(device: torch.device) -> torch.autocast:
+    """Return the context in which autocast leaves tensors as they are: heads run in float32, as the original's."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return the tensor in float32, or as it is where it is more precise."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

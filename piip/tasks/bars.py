@@ -9,7 +9,7 @@ _INK, _PAPER, _COLOUR, _RIGHT, _GROUND = "#1c2430", "#ffffff", "#1f6f8b", "#5b8c
 
 
 def draw_bars(image: Image.Image, shares: Sequence[tuple[str, float]], truth: str | None) -> Image.Image:
-    """Return the image with a labelled bar for every share, the right class in green.
+    """Return the image with a labelled bar for every share, the right class in green, below them if it is none.
 
     Args:
         image: The original image.
@@ -24,7 +24,10 @@ def draw_bars(image: Image.Image, shares: Sequence[tuple[str, float]], truth: st
     page = Image.new("RGB", (picture.width + _BAR + 5 * _TEXT, _HEIGHT), _PAPER)
     page.paste(picture)
     pen = ImageDraw.Draw(page)
-    left, line = picture.width + 2 * _TEXT, _HEIGHT / max(len(shares), 1)
+    left = picture.width + 2 * _TEXT
+    if truth is not None and truth not in {name for name, _ in shares}:
+        pen.text((left, _HEIGHT - _TEXT), f"in truth: {truth}", fill=_RIGHT, font=font, anchor="ls")
+    line = (_HEIGHT - 2 * _TEXT * (truth is not None)) / max(len(shares), 1)
     for row, (name, share) in enumerate(shares):
         top = line * row + (line - 3 * _TEXT) / 2
         pen.text((left, top), name, fill=_INK, font=font)

@@ -10,6 +10,7 @@ from piip.config import PIIPConfig
 from piip.described import Described
 from piip.errors import ConfigError
 from piip.network import PIIP
+from piip.ops import in_float32
 from piip.pyramid import crop_to_image
 from piip.tokens import Tokens
 
@@ -74,23 +75,32 @@ class ImageClassifier(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits (B, num_classes) of images (B, 3, H, W)."""
         if self.config.head == "merged":
-            merged = self.network(image)[0]
-            return self.heads[0](self.norms[0](merged.flatten(2).transpose(1, 2)).mean(1))
+            merged = self.network(image)[0].flatten(2).transpose(1, 2)
+            with in_float32(image.device):
+                return self.heads[0](self.norms[0](merged.to(self.head_dtype)).mean(1))
         padded = self.network.pad(image)
         branches = self.network.forward_features(padded)[-1]
         sizes = padded.shape[-2:], image.shape[-2:]
-        logits = [
-            head(self._read(norm, tokens, *sizes))
-            for norm, head, tokens in zip(self.norms, self.heads, branches, strict=True)
-        ]
-        return torch.stack(logits).mean(0)
+        with in_float32(image.device):
+            logits = [
+                head(self._read(norm, tokens, *sizes))
+                for norm, head, tokens in zip(self.norms, self.heads, branches, strict=True)
+            ]
+            return torch.stack(logits).mean(0)
+
+    @property
+    def head_dtype(self) -> torch.dtype:
+        """Type of the heads' weights: float32, whatever autocast does to the network."""
+        weight: Tensor = self.heads[0].weight  # type: ignore[assignment]
+        return weight.dtype
 
     def _read(self, norm: nn.Module, tokens: Tokens, padded: torch.Size, size: torch.Size) -> Tensor:
         if self.config.token == "mean":
-            return norm(crop_to_image(tokens.to_map(), padded, size).flatten(2).transpose(1, 2)).mean(1)
+            cells = crop_to_image(tokens.to_map(), padded, size).flatten(2).transpose(1, 2)
+            return norm(cells.to(self.head_dtype)).mean(1)
         if self.config.token == "class" and tokens.prefix is not None:
-            return norm(tokens.prefix[:, 0])
-        return norm(tokens.x[:, 0])
+            return norm(tokens.prefix[:, 0].to(self.head_dtype))
+        return norm(tokens.x[:, 0].to(self.head_dtype))
 
 
 def classify_views(classifier: ImageClassifier, views: "Views") -> Tensor:

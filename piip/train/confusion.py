@@ -31,7 +31,10 @@ def count_pixels(found: Tensor, truth: Tensor, num_classes: int, ignored: int) -
 
 @dataclass(frozen=True)
 class SegmentationScores:
-    """Metrics of a segmenter; classes that the ground truth has not are left out of the means.
+    """Metrics of a segmenter.
+
+    A class that neither truth nor prediction has is left out of the mean IoU, one that the truth has not of the
+    mean accuracy.
 
     Attributes:
         mIoU: Mean over classes of intersection over union.

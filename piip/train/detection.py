@@ -145,7 +145,8 @@ class DetectionTask(Task):
             ConfigError: The network has too few or too many maps, or a setting of the head is impossible.
         """
         kind = detector_class(recipe.detector)
-        network = require_maps(network, f"detector of the kind {kind.__name__}", kind.config_class.strides)
+        name = recipe.detector.get("kind", "rcnn")
+        network = require_maps(network, f"detector of the kind {name}", kind.config_class.strides)
         described = {
             "in_channels": network.out_channels,
             "strides": tuple(map(int, network.strides)),

@@ -55,12 +55,10 @@ def evaluate_classifier(predictor: ClassificationPredictor, data: str, split: st
 
 def evaluate_segmenter(predictor: SegmentationPredictor, data: str, split: str) -> dict[str, Any]:
     """Return the mean intersection over union and the accuracies of a segmenter; see `evaluate_model`."""
-    source = find_masks(data, predictor.classes).split(split)
-    if source.classes != predictor.classes:
-        raise ConfigError(
-            f"The model knows the classes {', '.join(predictor.classes[:5])}, ..., but {data} has "
-            f"{', '.join(source.classes[:5])}, ...; evaluate on data with the model's classes."
-        )
+    try:
+        source = find_masks(data, predictor.classes).split(split)
+    except DataError as error:
+        raise DataError(f"The model cannot be measured on {data}: {error}") from error
     dataset = SegmentationDataset(source, predictor.image)
     counts = []
     for index in _tracked(len(dataset), "segmenting"):

@@ -97,7 +97,9 @@ class TrainingModule(L.LightningModule):
         self.scores, self.val_numbers, self.metric = self.score(evaluated)
 
     def configure_model(self) -> None:
-        """Shard the model where the strategy is FSDP."""
+        """Let batch norms see the batches of all GPUs, and shard the model where the strategy is FSDP."""
+        if self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # there is none for CPUs
         if self._sharded and not self._is_sharded_now:
             shard(self.model, self.device_mesh["data_parallel"])  # type: ignore[index]
             self._is_sharded_now = True

@@ -19,6 +19,19 @@ TaskName = Literal["detection", "segmentation", "classification"]
 
 BASE_KEY = "base"
 
+_AUGMENT_OF = {
+    "segmentation": ("ratios", "largest_share", "photometric"),
+    "classification": (
+        "auto_augment",
+        "color_jitter",
+        "random_erasing",
+        "mixup",
+        "cutmix",
+        "label_smoothing",
+    ),
+}
+"""Random changes that one task alone knows."""
+
 
 @dataclass(frozen=True)
 class ModelRecipe(Described, called="model"):
@@ -65,7 +78,8 @@ class DataRecipe(Described, called="data"):
             classes.
         train: Split that is trained on.
         val: Split that is evaluated.
-        classes: Class names to keep, in label order; all when empty.
+        classes: Class names to keep, in label order; all when empty. For masks without a list of names: what their
+            values are called.
         keep_empty: Train on images without objects, too.
         batch_size: Training images per device and step.
         eval_batch_size: Validation images per device.
@@ -177,6 +191,22 @@ class TrainRecipe(Described, called="recipe"):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerRecipe = field(default_factory=TrainerRecipe)
+
+    def check(self) -> None:
+        """Refuse settings of another task, which would have no effect."""
+        heads = {"detection": "detector", "segmentation": "segmenter", "classification": "classifier"}
+        for task, head in heads.items():
+            if task != self.task and getattr(self, head):
+                raise ConfigError(
+                    f"{head} has settings, but the task is {self.task}; remove them, or set task to {task}."
+                )
+        for task, names in _AUGMENT_OF.items():
+            for name in names:
+                if task != self.task and getattr(self.augment, name) != getattr(AugmentConfig, name):
+                    raise ConfigError(
+                        f"augment.{name} is {getattr(self.augment, name)!r}, which has no effect in the task "
+                        f"{self.task}; it is for {task}."
+                    )
 
     @property
     def masks(self) -> bool:

@@ -12,7 +12,7 @@ from piip.network import PIIP
 from piip.train.data import TaskData
 from piip.train.recipe import TrainRecipe
 
-_WORDS = {3: "three", 4: "four"}
+_WORDS = {0: "none", 1: "one", 2: "two", 3: "three", 4: "four"}
 
 
 class Task(ABC):
@@ -75,6 +75,6 @@ def require_maps(network: nn.Module, wanted: str, strides: Sequence[int] = (4, 8
         return network
     levels = [{4: 1, 8: 2, 16: 3, 32: 4}[stride] for stride in strides]
     raise ConfigError(
-        f"A {wanted} needs a network with {_WORDS[len(strides)]} maps, this one has {found}; choose a network that "
-        f"is made for it or set model.changes.merging.pyramid_levels to {levels}."
+        f"A {wanted} needs a network with {_WORDS[len(strides)]} maps, this one has {_WORDS.get(found, found)}; "
+        f"choose a network that is made for it or set model.changes.merging.pyramid_levels to {levels}."
     )

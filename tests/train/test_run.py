@@ -138,7 +138,7 @@ def test_a_dino_by_the_same_verbs(pictures, tmp_path, capsys):
 
 def test_a_dino_needs_three_maps(pictures, tmp_path):
     with pytest.raises(
-        ConfigError, match=r"DINO needs a network with three maps, this one has 4; .* \[2, 3, 4\]"
+        ConfigError, match=r"dino needs a network with three maps, this one has four; .* \[2, 3, 4\]"
     ):
         run_training(small(pictures, detector={"kind": "dino"}), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"no detector of the kind 'dina'.*dino"):

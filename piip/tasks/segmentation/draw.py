@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
+from piip.data.labels import BACKGROUND
 from piip.tasks.detection.draw import Colour, class_colour
 
 MIN_SIDE = 800  # smaller images are enlarged until their longer side has this many pixels
@@ -17,7 +18,7 @@ def draw(image: Image.Image, labels: Tensor, class_names: tuple[str, ...]) -> Im
 
     Args:
         image: The original image.
-        labels: (H, W) uint8; numbers without a class leave the image as it is.
+        labels: (H, W) uint8; numbers without a class, and the background, leave the image as it is.
         class_names: Name of each label.
     """
     factor = max(1.0, MIN_SIDE / max(image.size))
@@ -26,7 +27,8 @@ def draw(image: Image.Image, labels: Tensor, class_names: tuple[str, ...]) -> Im
     numbers = Image.fromarray(labels.numpy().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     values = np.asarray(numbers)
     colours = np.array([class_colour(label) for label in range(256)], np.uint8)
-    classed = Image.fromarray(((values < len(class_names)) * round(255 * OPACITY)).astype(np.uint8))
+    shaded = np.array([name != BACKGROUND for name in class_names] + [False] * (256 - len(class_names)))
+    classed = Image.fromarray((shaded[values] * round(255 * OPACITY)).astype(np.uint8))
     canvas.paste(Image.fromarray(colours[values]), (0, 0), classed)
     # Where the smallest and the largest number nearby differ, classes meet.
     edges = np.asarray(numbers.filter(ImageFilter.MaxFilter(3))) != np.asarray(

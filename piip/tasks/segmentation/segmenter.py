@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from piip.errors import DataError, require
-from piip.ops import at_least_float32
+from piip.ops import at_least_float32, in_float32
 from piip.tasks.segmentation.config import SegmenterConfig
 from piip.tasks.segmentation.inference import Size, resize_logits, slide
 
@@ -57,10 +57,18 @@ class Segmenter(nn.Module):
             return self.segment(image)
         self._check_labels(image, labels)
         maps = self.backbone(image)
-        losses = {"loss_seg": self._loss(self.head(maps), labels)}
-        if self.auxiliary is not None:
-            losses["loss_aux"] = self.config.auxiliary_weight * self._loss(self.auxiliary(maps), labels)
+        with in_float32(image.device):
+            maps = [x.to(self.head_dtype) for x in maps]
+            losses = {"loss_seg": self._loss(self.head(maps), labels)}
+            if self.auxiliary is not None:
+                losses["loss_aux"] = self.config.auxiliary_weight * self._loss(self.auxiliary(maps), labels)
         return losses
+
+    @property
+    def head_dtype(self) -> torch.dtype:
+        """Type of the heads' weights: float32, whatever autocast does to the backbone."""
+        weight: Tensor = self.head.classifier.weight
+        return weight.dtype
 
     def segment(self, image: Tensor, size: Size | None = None) -> Tensor:
         """Return the logits of images (B, 3, H, W) at their own or another size (B, classes, *size).
@@ -75,7 +83,9 @@ class Segmenter(nn.Module):
 
     def _window(self, image: Tensor) -> Tensor:
         """Return the logits of an image that is read at once, at its size and in at least float32."""
-        logits = at_least_float32(self.head(self.backbone(image)))
+        maps = self.backbone(image)
+        with in_float32(image.device):
+            logits = at_least_float32(self.head([x.to(self.head_dtype) for x in maps]))
         return resize_logits(logits, (image.shape[-2], image.shape[-1]))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -114,14 +114,15 @@ class DINO(Detector):
         parts = set_losses(self.config, logits, boxes, matched, objects)
         names = ["encoder", *map(str, range(len(self.decoder)))]
         losses = _named(names, parts)
+        # Nothing may name a class in a batch, but distributed training wants a gradient for every parameter.
+        losses["loss_encoder_cls"] = losses["loss_encoder_cls"] + 0 * self.label_embed.weight.sum()
         if noisy is None:
             return losses
         wanted = noisy.objects([len(truth.labels) for truth in objects])[None]
         parts = set_losses(
             self.config, decoded.logits[:, :, :slots], decoded.boxes[:, :, :slots], wanted, objects
         )
-        unused = 0 * self.label_embed.weight.sum()  # reaches the parameter in batches without objects, too
-        return losses | _named([f"{name}_noisy" for name in names[1:]], [part + unused for part in parts])
+        return losses | _named([f"{name}_noisy" for name in names[1:]], parts)
 
     @torch.no_grad()
     def detect(
