@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from piip.data.check_labels import compare_splits, in_threads
-from piip.data.conversation_layout import find_conversations, find_image_folder
+from piip.data.conversation_layout import find_conversations, image_folder
 from piip.data.conversations import Conversation, parse_conversation, sample_name
 from piip.data.images import ImageFileError, read_size
 from piip.data.json_stream import stream_entries
@@ -29,7 +29,7 @@ def check_multimodal(
         read_images: Decode every image to find truncated ones; otherwise only headers are read.
 
     Raises:
-        DataError: There are no conversations.
+        DataError: There are no conversations, or ``images`` is no folder.
     """
     files = find_conversations(path)
     findings = Findings()
@@ -41,7 +41,7 @@ def check_multimodal(
         except DataError as error:
             findings.add("error", split, "files that cannot be used", error)
         statistics[split] = check.statistics()
-        folder = Path(images) if images else find_image_folder(file, check.images) or file.parent
+        folder = image_folder(file, check.images, images) or file.parent
         shown[split] = [folder / name for name in check.images]
         in_threads(partial(_check_image, split, findings, read_images), shown[split])
     compare_splits(findings, shown)

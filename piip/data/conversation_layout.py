@@ -13,6 +13,19 @@ _IMAGE_PLACES = (".", "images", "..", "../images")
 _PEEK = 1 << 16  # bytes by which a file of conversations is recognised
 
 
+def image_folder(path: Path, names: Iterable[str], given: str | Path | None = None) -> Path | None:
+    """Return the folder of a file's images: the one given, or what `find_image_folder` finds.
+
+    Raises:
+        DataError: The one given does not exist.
+    """
+    if given is None:
+        return find_image_folder(path, names)
+    if not Path(given).is_dir():
+        raise DataError(f"The folder of images {given} does not exist.")
+    return Path(given)
+
+
 def find_image_folder(path: Path, names: Iterable[str]) -> Path | None:
     """Return where the images of a file are, None where none of the first ones is anywhere.
 

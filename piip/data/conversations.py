@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from piip.data.conversation_layout import TRIED, find_image_folder
+from piip.data.conversation_layout import TRIED, image_folder
 from piip.data.json_stream import stream_entries
 from piip.errors import DataError
 
@@ -148,7 +148,12 @@ class ConversationFile:
         self._starts, self._lengths = table[:, 0].copy(), table[:, 1].astype(np.int32)
         self.words: NDArray[np.int32] = table[:, 2].astype(np.int32)
         self.image_counts: NDArray[np.int32] = table[:, 3].astype(np.int32)
-        self.folder = self._image_folder(images, first_images)
+        folder = image_folder(self.path, first_images, images)
+        if folder is None:
+            raise DataError(
+                f"{first_images[0]} of {self.path} is not beside it; give the folder of the images."
+            )
+        self.folder = folder
         self._bytes: mmap.mmap | None = None
 
     def __len__(self) -> int:
@@ -189,16 +194,6 @@ class ConversationFile:
                 f"{self.path}, {sample_name(number, value)}: {error}; mend or remove it "
                 "(piip check-data --task multimodal lists all such samples)."
             ) from error
-
-    def _image_folder(self, given: str | Path | None, names: list[str]) -> Path:
-        if given is not None:
-            if not Path(given).is_dir():
-                raise DataError(f"The folder of images {given} does not exist.")
-            return Path(given)
-        folder = find_image_folder(self.path, names)
-        if folder is None:
-            raise DataError(f"{names[0]} of {self.path} is not beside it; give the folder of the images.")
-        return folder
 
 
 def sample_name(number: int, value: Any) -> str:

@@ -226,6 +226,7 @@ def test_the_verb(folder, capsys):
     far = write(folder / "far/away/talk.json", GOOD)
     assert main(["check-data", str(far), "--task", "multimodal"]) == 2
     assert main(["check-data", str(far), "--task", "multimodal", "--images", str(folder / "images")]) == 0
+    assert main(["check-data", str(far), "--task", "multimodal", "--images", str(folder / "gone")]) == 2
     capsys.readouterr()
     assert main(["check-data", str(folder), "--images", str(folder)]) == 2
     assert "--images is for --task multimodal" in capsys.readouterr().err
