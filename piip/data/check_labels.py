@@ -41,7 +41,7 @@ def check_segmentation(
     findings = Findings()
     statistics = {}
     for name, split in layout.splits.items():
-        numbers = _in_threads(
+        numbers = in_threads(
             partial(_check_mask, name, split, findings, read_images), range(len(split.images))
         )
         counts = sum(numbers, np.zeros(256, np.int64))
@@ -52,7 +52,7 @@ def check_segmentation(
             findings.add("error", name, hint, split.source)
         for label in (label for label, count in by_class.items() if not count):
             findings.add("warning", name, "classes without a pixel", label)
-    _compare(findings, {name: split.images for name, split in layout.splits.items()})
+    compare_splits(findings, {name: split.images for name, split in layout.splits.items()})
     return CheckReport(layout.name, layout.folder, statistics, findings.problems())
 
 
@@ -93,12 +93,12 @@ def check_classification(folder: str | Path, *, read_images: bool = True) -> Che
             if "has no" not in str(error):
                 findings.add("error", name, "a split that cannot be used", error)
     for name, split in splits.items():
-        _in_threads(partial(_check_image, name, findings, read_images), split.images)
+        in_threads(partial(_check_image, name, findings, read_images), split.images)
     statistics = {name: _count_classes(split) for name, split in splits.items()}
     for name, count in statistics["train"].classes.items():
         if count < _RARE:
             findings.add("warning", "train", f"classes with fewer than {_RARE} images", name)
-    _compare(findings, {name: split.images for name, split in splits.items()})
+    compare_splits(findings, {name: split.images for name, split in splits.items()})
     return CheckReport("classes", Path(folder), statistics, findings.problems())
 
 
@@ -115,18 +115,24 @@ def _count_classes(split: ClassSplit) -> LabelStatistics:
     return LabelStatistics(len(split.images), by_class, "images")
 
 
-def _compare(findings: Findings, images: Mapping[str, Sequence[Path]]) -> None:
-    """Report images that are in two splits: results on them say nothing."""
+def compare_splits(findings: Findings, images: Mapping[str, Sequence[Path]]) -> None:
+    """Report images that are in two splits: results on them say nothing.
+
+    Args:
+        findings: Where to report.
+        images: Files of every split; missing ones are passed over.
+    """
     seen: dict[bytes, str] = {}
     for split, paths in images.items():
         existing = [path for path in paths if path.is_file()]
-        digests = _in_threads(lambda path: hashlib.sha1(path.read_bytes()).digest(), existing)
+        digests = in_threads(lambda path: hashlib.sha1(path.read_bytes()).digest(), existing)
         for path, digest in zip(existing, digests, strict=True):
             other = seen.setdefault(digest, split)
             if other != split:
                 findings.add("warning", f"{other} + {split}", "the same image in two splits", path.name)
 
 
-def _in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Return a function of every item, found by a few threads."""
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(function, items))

@@ -92,6 +92,39 @@ class LabelStatistics:
 
 
 @dataclass(frozen=True)
+class ConversationStatistics:
+    """Numbers of one file of conversations.
+
+    Attributes:
+        samples: Conversations that can be used.
+        text_only: Those without an image.
+        several_images: Those with more than one.
+        images: Different images.
+        answers: Answers of all conversations.
+        quantiles: Words of a conversation: the shortest, the longest, and what shares are shorter than.
+        lengths: Conversations by their number of words.
+    """
+
+    samples: int
+    text_only: int
+    several_images: int
+    images: int
+    answers: int
+    quantiles: Mapping[str, int]
+    lengths: Mapping[str, int]
+
+    def lines(self, split: str) -> list[str]:
+        """Return the numbers as text with a bar chart of the lengths."""
+        quantiles = ", ".join(f"{name} {words}" for name, words in self.quantiles.items())
+        return [
+            f"{split}: {self.samples} conversations ({self.text_only} without an image, {self.several_images} with "
+            f"several), {self.answers} answers, {self.images} images",
+            f"  words of a conversation: {quantiles}",
+            *_bars(self.lengths),
+        ]
+
+
+@dataclass(frozen=True)
 class CheckReport:
     """Result of checking a data set.
 
@@ -104,7 +137,7 @@ class CheckReport:
 
     layout: str
     folder: Path
-    splits: Mapping[str, SplitStatistics | LabelStatistics]
+    splits: Mapping[str, SplitStatistics | LabelStatistics | ConversationStatistics]
     problems: tuple[Problem, ...]
 
     @property

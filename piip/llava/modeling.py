@@ -38,6 +38,30 @@ class PiipLlavaModel(LlavaModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    def forward(
+        self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None, **options: Any
+    ) -> Any:
+        """Return what LLaVA's does, and train with or without images alike.
+
+        Without one, an empty image is seen whose features count nothing. All parameters then have gradients in
+        every step, if zero, and FSDP gathers the same weights everywhere: processes whose samples have no image
+        would otherwise wait for the others forever.
+        """
+        learning = self.training and torch.is_grad_enabled()
+        seen = pixel_values is not None or options.get("mm_encoder_outputs")
+        if learning and not seen and input_ids is not None:
+            embeddings = self.get_input_embeddings()(input_ids)
+            options["inputs_embeds"] = embeddings + self._nothing_seen().to(embeddings)
+            input_ids = None
+        return super().forward(input_ids=input_ids, pixel_values=pixel_values, **options)
+
+    def _nothing_seen(self) -> Tensor:
+        """Return zero, computed from all of the tower and the projector."""
+        side = self.vision_tower.network.config.image_size
+        empty = torch.zeros(1, 3, side, side, device=next(self.vision_tower.parameters()).device)
+        (features,) = self.get_image_features(empty).pooler_output
+        return (0 * features).sum()
+
     def get_image_features(self, pixel_values: Tensor, return_dict: bool = True, **options: Any) -> Any:
         """Return the features of images (B, 3, H, W) for the language model.
 

@@ -1,0 +1,71 @@
+"""Where files of conversations and their images are."""
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from piip.errors import DataError
+
+TRIED = 20
+"""Images looked for in every place."""
+
+_IMAGE_PLACES = (".", "images", "..", "../images")
+_PEEK = 1 << 16  # bytes by which a file of conversations is recognised
+
+
+def image_folder(path: Path, names: Iterable[str], given: str | Path | None = None) -> Path | None:
+    """Return the folder of a file's images: the one given, or what `find_image_folder` finds.
+
+    Raises:
+        DataError: The one given does not exist.
+    """
+    if given is None:
+        return find_image_folder(path, names)
+    if not Path(given).is_dir():
+        raise DataError(f"The folder of images {given} does not exist.")
+    return Path(given)
+
+
+def find_image_folder(path: Path, names: Iterable[str]) -> Path | None:
+    """Return where the images of a file are, None where none of the first ones is anywhere.
+
+    Looked at are the file's own folder, ``images`` in it, the folder above, and ``images`` in that; without any
+    names of images, it is the file's own folder.
+    """
+    tried = list(islice(names, TRIED))
+    for place in _IMAGE_PLACES:
+        if not tried or any((path.parent / place / name).is_file() for name in tried):
+            return path.parent / place
+    return None
+
+
+def find_conversations(path: str | Path) -> dict[str, Path]:
+    """Return the files of conversations in a folder and the folders in it, by split.
+
+    Args:
+        path: A file, or a folder that holds some; other json files in it are left alone.
+
+    Returns:
+        Files by name without suffix.
+
+    Raises:
+        DataError: There is none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return {path.stem: path}
+    files = sorted(file for depth in ("*", "*/*") for file in path.glob(f"{depth}.json*"))
+    found = {
+        str(file.relative_to(path).with_suffix("")): file for file in files if _holds_conversations(file)
+    }
+    if not found:
+        raise DataError(f"No conversations were found in {path}; give a json list of LLaVA's form.")
+    return found
+
+
+def _holds_conversations(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return b'"conversations"' in file.read(_PEEK)
+    except OSError:
+        return False
