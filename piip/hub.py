@@ -24,6 +24,9 @@ CONFIG_NAME = "config.json"
 MODEL_FOLDER = "model"
 """Where a training run keeps its best model."""
 MAX_SHARD_SIZE = "5GB"
+LLAVA_TYPE = "piip_llava"
+"""The type of a PIIP-LLaVA in its config.json, which transformers writes."""
+_FILES_ON_HUB = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]  # the last two of a PIIP-LLaVA
 
 
 def save_pretrained(
@@ -125,7 +128,16 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
     name = str(source)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(f"There is no model folder {source}; check the path.")
-    return download(name, ["*.safetensors", "*.json"], revision)
+    return download(name, _FILES_ON_HUB, revision)
+
+
+def is_llava(folder: Path) -> bool:
+    """Return whether a model's folder holds a PIIP-LLaVA, which transformers loads and saves."""
+    try:
+        description = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # whoever loads the folder says what is wrong with it
+        return False
+    return isinstance(description, dict) and description.get("model_type") == LLAVA_TYPE
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

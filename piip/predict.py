@@ -13,7 +13,7 @@ from piip.data.images import read_image, to_tensor
 from piip.data.settings import AugmentedTest, ImageConfig
 from piip.data.views import Views
 from piip.errors import CheckpointError, ConfigError, DataError
-from piip.hub import find_folder, from_pretrained, read_description, save_pretrained
+from piip.hub import find_folder, from_pretrained, is_llava, read_description, save_pretrained
 from piip.tasks.classification import ImageClassifier, classify_views
 from piip.tasks.classified import Classification
 from piip.tasks.detection import Detections, Detector, Instances, detect_views
@@ -75,7 +75,7 @@ class Predictor(ABC):
     def predict_all(self, images: Iterable["Picture"], score: float = 0.0) -> Iterator[Any]:
         """Look at images, one after the other; only one image is held in memory."""
         for number, image in enumerate(images):
-            pixels, path = _read(image)
+            pixels, path = read_pixels(image)
             yield self._predict(pixels, path, number, score)
 
     def save(self, folder: str | Path) -> None:
@@ -195,6 +195,8 @@ def load(
         ConfigError: The device is not there.
     """
     folder = find_folder(source, revision)
+    if is_llava(folder):
+        raise CheckpointError(f"{folder} holds a PIIP-LLaVA; load it by piip.llava.Answerer.load.")
     metadata = read_description(folder).get("metadata", {})
     model = from_pretrained(folder)
     if not isinstance(model, Detector | Segmenter | ImageClassifier) or "image" not in metadata:
@@ -228,8 +230,12 @@ def choose_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _read(image: "Picture") -> tuple[Tensor, Path | None]:
-    """Return the pixels (3, H, W) uint8 of an image and its file, if it has one."""
+def read_pixels(image: "Picture") -> tuple[Tensor, Path | None]:
+    """Return the pixels (3, H, W) uint8 of an image and its file, if it has one.
+
+    Raises:
+        DataError: The image cannot be read or is no RGB image.
+    """
     from PIL import Image
 
     if isinstance(image, str | Path):

@@ -14,6 +14,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("piip.cli.train:train_model", "Train a model from a recipe."),
     "eval": ("piip.cli.evaluate:evaluate", "Measure a trained model on a data set."),
     "predict": ("piip.cli.predict:predict_images", "Show what a trained model sees in images."),
+    "chat": ("piip.cli.chat:chat_with", "Talk with a PIIP-LLaVA in the terminal."),
     "info": ("piip.cli.info:info", "Show what a model costs, part by part."),
     "list": ("piip.cli.catalog:catalog", "List the published configurations."),
     "convert": ("piip.cli.convert:convert_released", "Turn a released checkpoint into a model folder."),

@@ -1,10 +1,12 @@
 """Where the verbs print to."""
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from piip.errors import require
 
+T = TypeVar("T")
 WIDTH_OF_FILES = 140
 
 
@@ -28,6 +30,14 @@ def table(title: str, columns: list[str], rows: list[list[str]], texts: int = 1)
     for row in rows:
         shown.add_row(*row)
     console().print(shown)
+
+
+def tracked(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Yield items while a bar on standard error shows how many of them there were."""
+    rich = require("rich.console", "cli", "The command line")
+    bars = require("rich.progress", "cli", "The command line")
+    with bars.Progress(transient=True, console=rich.Console(stderr=True)) as progress:
+        yield from progress.track(items, total=total, description=what)
 
 
 def percent(value: float | None) -> str:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from piip.cli.console import console
+from piip.cli.llava import answer_about, refuse
 from piip.errors import DataError
 
 
@@ -17,13 +18,16 @@ def predict_images(
     score: float = 0.5,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
+    prompt: str | None = None,
+    max_new_tokens: int = 256,
     device: str = "auto",
 ) -> Path:
     """Show what a trained model sees in images.
 
     Writes every image with what is seen drawn on it, and predictions.json: objects in COCO's format; how much of
     the image each class covers, with a mask of class numbers (NAME_mask.png) for every image; or the five
-    likeliest classes of the image.
+    likeliest classes of the image. A PIIP-LLaVA answers --prompt for every image; the answers are printed and
+    written to predictions.json, and nothing is drawn.
 
     Args:
         images: Image files or folders of images.
@@ -32,14 +36,21 @@ def predict_images(
         score: Leave out objects with a lower score; of a detector.
         scales: Look at each image at these factors of its scale, such as 0.75,1,1.25, and merge what is seen.
         flip: Also look at each image mirrored left to right.
+        prompt: What a PIIP-LLaVA is asked about each image.
+        max_new_tokens: Where an answer of a PIIP-LLaVA is cut off.
         device: Where the model runs: auto, cpu, cuda, cuda:1, mps.
     """
     from piip import AugmentedTest, load
     from piip.files import write_json
+    from piip.hub import find_folder, is_llava
     from piip.tasks.segmentation import Segmentation
 
     test = AugmentedTest(scales, flip)
     files = _files(images)
+    if is_llava(find_folder(model)):
+        refuse(model, "a PIIP-LLaVA", {"scales": scales != (1.0,), "flip": flip})
+        return answer_about(files, model, prompt, max_new_tokens, device, out)
+    refuse(model, "no PIIP-LLaVA", {"prompt": prompt})
     targets = _targets(files, out)
     predictor = load(model, device, test=test)
     seen = []

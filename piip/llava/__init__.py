@@ -5,16 +5,21 @@
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from piip.llava.answering import Answerer, Turn
+from piip.llava.chat import Chat
 from piip.llava.configuration import PiipLlavaConfig
 from piip.llava.modeling import PiipLlavaForConditionalGeneration, PiipLlavaModel
 from piip.llava.processing import CHAT_TEMPLATE, PiipLlavaProcessor, image_processor
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "Answerer",
+    "Chat",
     "PiipLlavaConfig",
     "PiipLlavaForConditionalGeneration",
     "PiipLlavaModel",
     "PiipLlavaProcessor",
+    "Turn",
     "image_processor",
 ]
 

@@ -9,6 +9,8 @@ from piip.llava import PiipLlavaConfig, PiipLlavaForConditionalGeneration, PiipL
 from tests.helpers import TINY_INTERACTION, tiny_branch
 
 SIDE = 64
+WORDY = 4
+"""Seed of a model that puts spaces into its answers: streams hand over words."""
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 
 
@@ -45,10 +47,17 @@ def config(**options):
     return PiipLlavaConfig.of(network_config(), text_config(), SPECIAL.index("<image>"), **options)
 
 
-def model(**options):
-    torch.manual_seed(0)
+def model(seed=0, **options):
+    torch.manual_seed(seed)
     return PiipLlavaForConditionalGeneration(config(**options)).eval()
 
 
 def processor(**options):
     return PiipLlavaProcessor.of(config(**options), tokenizer())
+
+
+def save(folder, seed=0):
+    """Save model and processor to a folder and return it."""
+    model(seed).save_pretrained(folder)
+    processor().save_pretrained(folder)
+    return folder

@@ -1,0 +1,194 @@
+"""A PIIP-LLaVA that is asked: load it, show it images, read the answer."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from PIL import Image
+from transformers import TextStreamer
+
+from piip.errors import CheckpointError, ConfigError, DataError
+from piip.hub import find_folder, is_llava
+from piip.llava.loading import load_model, load_processor
+from piip.llava.modeling import PiipLlavaForConditionalGeneration
+from piip.llava.processing import PiipLlavaProcessor
+from piip.predict import choose_device, read_pixels
+
+if TYPE_CHECKING:
+    from piip.predict import Picture
+
+MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side of a conversation says.
+
+    Attributes:
+        role: Who says it.
+        text: What is said.
+        images: What is shown with it.
+    """
+
+    role: Literal["user", "assistant"]
+    text: str
+    images: tuple[Image.Image, ...] = ()
+
+    def message(self) -> dict[str, Any]:
+        """Return the turn as chat templates of transformers read it."""
+        shown = [{"type": "image"} for _ in self.images]
+        return {"role": self.role, "content": [*shown, {"type": "text", "text": self.text}]}
+
+
+class Answerer:
+    """A PIIP-LLaVA with everything that it needs to be asked; it always gives the likeliest answer.
+
+    Args:
+        model: The model, on the device where it runs.
+        processor: What prepares texts and images; its tokenizer pads on the left from now on.
+    """
+
+    def __init__(self, model: PiipLlavaForConditionalGeneration, processor: PiipLlavaProcessor) -> None:
+        self.model: Any = model.eval()
+        self.processor: Any = processor
+        tokenizer = self.processor.tokenizer
+        tokenizer.padding_side = "left"  # answers begin where prompts end
+        if tokenizer.pad_token is None:  # Llama's has none
+            tokenizer.pad_token = tokenizer.eos_token
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        device: str | torch.device = "auto",
+        revision: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load a saved model and its processor.
+
+        Args:
+            source: The folder that both were saved in, a run folder, or ``owner/name`` on the Hugging Face Hub.
+            device: Where it runs; ``auto`` takes a GPU if there is one.
+            revision: Branch, tag or commit of the repository on the Hub.
+            options: Further arguments of transformers' ``from_pretrained``, such as ``quantization_config``.
+
+        Raises:
+            CheckpointError: There is no PIIP-LLaVA, it is damaged, or its processor is missing.
+            ConfigError: The device is not there.
+        """
+        folder = find_folder(source, revision)
+        if not is_llava(folder):
+            raise CheckpointError(f"{folder} holds no PIIP-LLaVA; give the folder of a saved one.")
+        options = {"dtype": "auto", "device_map": {"": choose_device(device)}} | options
+        return cls(load_model(folder, options), load_processor(folder))
+
+    def answer(
+        self,
+        images: "Picture | Sequence[Picture]",
+        prompt: str,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        stream: Callable[[str], object] | None = None,
+    ) -> str:
+        """Return the answer to a question about images.
+
+        Args:
+            images: One image or several, each of a kind that `piip.Predictor.predict` takes.
+            prompt: The question.
+            max_new_tokens: Where an answer is cut off.
+            stream: Called with each piece of the answer as it comes; joined and stripped, they are the answer.
+
+        Raises:
+            DataError: An image cannot be read, or the prompt contains the mark of an image.
+            ConfigError: The question is longer than what the language model reads.
+        """
+        return self.answer_all([[Turn("user", prompt, as_pictures(images))]], max_new_tokens, stream)[0]
+
+    def answer_all(
+        self,
+        conversations: Sequence[Sequence[Turn]],
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        stream: Callable[[str], object] | None = None,
+    ) -> list[str]:
+        """Return what follows each conversation; all are answered at once, shorter ones padded on the left.
+
+        Args:
+            conversations: Turns, the last of them the user's.
+            max_new_tokens: Where an answer is cut off.
+            stream: As for `answer`; of one conversation only.
+
+        Raises:
+            DataError: A text contains the mark of an image.
+            ConfigError: Several conversations are to be streamed, one is longer than what the model reads, or
+                ``max_new_tokens`` is not above 0.
+        """
+        if stream is not None and len(conversations) != 1:
+            raise ConfigError(f"Only one answer can be streamed, not {len(conversations)}; leave stream out.")
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {max_new_tokens}; give a number above 0.")
+        inputs = self._inputs(conversations, max_new_tokens)
+        tokenizer = self.processor.tokenizer
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                streamer=None if stream is None else _Streamer(tokenizer, stream),
+            )
+        said = output[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+
+    def render(self, conversation: Iterable[Turn]) -> str:
+        """Return a conversation as the text that the model continues, a mark in place of each image.
+
+        Raises:
+            DataError: A turn's text contains the mark of an image.
+        """
+        turns, mark = list(conversation), self.processor.image_token
+        if any(mark in turn.text for turn in turns):
+            raise DataError(
+                f"A text contains {mark!r}, which stands for an image; leave it out, images are given on their own."
+            )
+        messages = [turn.message() for turn in turns]
+        return str(self.processor.apply_chat_template(messages, add_generation_prompt=True))
+
+    def _inputs(self, conversations: Sequence[Sequence[Turn]], max_new_tokens: int) -> Any:
+        texts = [self.render(conversation) for conversation in conversations]
+        images = [image for turns in conversations for turn in turns for image in turn.images]
+        inputs = self.processor(images=images or None, text=texts, padding=True, return_tensors="pt")
+        length, limit = inputs["input_ids"].shape[1], self._limit
+        if limit is not None and length + max_new_tokens > limit:
+            raise ConfigError(
+                f"The conversation has {length} tokens and its answer up to {max_new_tokens}, but the language "
+                f"model reads {limit}; show fewer images, start anew, or lower max_new_tokens."
+            )
+        return inputs.to(self.model.device)
+
+    @property
+    def _limit(self) -> int | None:
+        return getattr(self.model.config.text, "max_position_embeddings", None)
+
+
+def as_pictures(images: "Picture | Sequence[Picture]") -> tuple[Image.Image, ...]:
+    """Return one image or several, of any kind, as RGB pictures.
+
+    Raises:
+        DataError: One cannot be read or is no RGB image.
+    """
+    several: Any = images if isinstance(images, list | tuple) else [images]
+    return tuple(Image.fromarray(read_pixels(image)[0].movedim(0, -1).numpy()) for image in several)
+
+
+class _Streamer(TextStreamer):
+    """Hands over each piece of text as soon as no further token can change it."""
+
+    def __init__(self, tokenizer: Any, receive: Callable[[str], object]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._receive = receive
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Hand over a piece; transformers calls this."""
+        if text:
+            self._receive(text)

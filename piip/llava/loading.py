@@ -1,0 +1,67 @@
+"""Loading a saved PIIP-LLaVA, and complaining in one sentence where transformers warns or raises many things."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from piip.errors import CheckpointError
+from piip.llava.modeling import PiipLlavaForConditionalGeneration
+from piip.llava.processing import PiipLlavaProcessor
+
+
+def load_model(folder: Path, options: dict[str, Any]) -> PiipLlavaForConditionalGeneration:
+    """Return the model of a folder.
+
+    Args:
+        folder: Where it was saved.
+        options: Arguments of transformers' ``from_pretrained``.
+
+    Raises:
+        CheckpointError: It is damaged, or its tensors do not fit its description.
+    """
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **options)
+    except (torch.OutOfMemoryError, ImportError):  # the folder is not to blame
+        raise
+    except Exception as error:  # transformers, safetensors and json each raise their own
+        raise CheckpointError(
+            f"{folder} cannot be loaded ({_reason(error)}); save the model again."
+        ) from error
+    model, report = loaded
+    # transformers would fill what is missing with random numbers, and leave out what does not fit, with a warning.
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            name = sorted(map(str, report[kind]))[0]
+            raise CheckpointError(
+                f"{folder} does not fit its config.json: {len(report[kind])} {kind.replace('_keys', '')} tensors, "
+                f"such as {name}; save the model again."
+            )
+    assert isinstance(model, PiipLlavaForConditionalGeneration)
+    return model
+
+
+def load_processor(folder: Path) -> PiipLlavaProcessor:
+    """Return the processor of a folder.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or it is that of another kind of model.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} holds no processor ({_reason(error)}); save it there as well: "
+            "processor.save_pretrained(folder)."
+        ) from error
+    if not isinstance(processor, PiipLlavaProcessor):
+        raise CheckpointError(
+            f"{folder} holds a {type(processor).__name__}, no processor of a PIIP-LLaVA; save it there as well: "
+            "processor.save_pretrained(folder)."
+        )
+    return processor
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,169 @@
+"""Questions about images in files, in the forms of POPE and of TextVQA, and what came of asking them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from piip.errors import ConfigError, DataError
+from piip.llava.answering import MAX_NEW_TOKENS, Answerer, Turn, as_pictures
+from piip.llava.scoring import FEWEST_ANSWERS, pope_scores, says_yes, soft_accuracy, vqa_scores
+
+Form = Literal["pope", "textvqa"]
+_LABELS = {"yes": True, "no": False}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one image, and what is true.
+
+    Attributes:
+        id: Its number or name in the file.
+        image: The image file.
+        text: The question.
+        truth: Whether yes is true (POPE), or what people answered (TextVQA).
+    """
+
+    id: int | str
+    image: Path
+    text: str
+    truth: bool | tuple[str, ...]
+
+
+def read_questions(path: str | Path, images: str | Path | None = None) -> tuple[Form, list[Question]]:
+    """Return the form and the questions of a file.
+
+    A .jsonl file has one JSON object a line; any other is a JSON list, or an object with the list under ``data``.
+    Every object has ``question_id`` (default: its place, from 1) and
+
+    - in POPE's form ``image``, a file name, ``text``, the question, and ``label``, ``yes`` or ``no``;
+    - in TextVQA's form ``image``, or ``image_id`` without ``.jpg``, ``question``, and ``answers``, a list of texts
+      or of objects with an ``answer``.
+
+    Args:
+        path: The file.
+        images: Where the names of images begin; the folder of the file by default.
+
+    Raises:
+        DataError: The file cannot be read, is of neither form, or an image is missing.
+    """
+    path = Path(path)
+    records = _read_records(path)
+    form: Form = "pope" if isinstance(records[0], dict) and "label" in records[0] else "textvqa"
+    folder = path.parent if images is None else Path(images)
+    questions = []
+    for number, record in enumerate(records, start=1):
+        try:
+            questions.append(_question(form, record, number, folder))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(_complaint(form, path, number, error)) from error
+    missing = [question.image for question in questions if not question.image.is_file()]
+    if missing:
+        raise DataError(
+            f"{path} asks about {missing[0]}, which does not exist ({len(missing)} of {len(questions)} images are "
+            "missing); say where the names of images begin with --images FOLDER."
+        )
+    return form, questions
+
+
+def answer_questions(
+    answerer: Answerer,
+    questions: Sequence[Question],
+    instruction: str = "",
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = 1,
+) -> Iterator[str]:
+    """Yield the answer to each question, as soon as it is there.
+
+    Args:
+        answerer: Who is asked.
+        questions: The questions.
+        instruction: A line after every question, such as how short the answer should be.
+        max_new_tokens: Where an answer is cut off.
+        batch_size: Questions answered at once.
+
+    Raises:
+        DataError: An image cannot be read.
+        ConfigError: ``batch_size`` or ``max_new_tokens`` is not above 0, or a question is too long for the model.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; give a number above 0.")
+    for start in range(0, len(questions), batch_size):
+        group = questions[start : start + batch_size]
+        texts = ["\n".join(filter(None, [question.text, instruction])) for question in group]
+        pairs = zip(texts, group, strict=True)
+        asked = [[Turn("user", text, as_pictures(question.image))] for text, question in pairs]
+        yield from answerer.answer_all(asked, max_new_tokens)
+
+
+def score(form: Form, questions: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
+    """Return the scores of all answers, `pope_scores` or `vqa_scores`."""
+    pairs: Any = [(answer, question.truth) for question, answer in zip(questions, answers, strict=True)]
+    return pope_scores(pairs) if form == "pope" else vqa_scores(pairs)
+
+
+def record_of(question: Question, answer: str) -> dict[str, Any]:
+    """Return a question, its answer, and how right that is (0 to 1), as JSON-ready values."""
+    truth = question.truth
+    right = float(says_yes(answer) == truth) if isinstance(truth, bool) else soft_accuracy(answer, truth)
+    return {
+        "question_id": question.id,
+        "image": str(question.image),
+        "question": question.text,
+        "answer": answer,
+        "score": right,
+    }
+
+
+def _read_records(path: Path) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The questions {path} cannot be read ({_reason(error)}); check the path.") from error
+    try:
+        if path.suffix == ".jsonl":
+            content: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            content = json.loads(text)
+    except ValueError as error:
+        kind = "one JSON object a line" if path.suffix == ".jsonl" else "JSON"
+        raise DataError(f"{path} is not {kind} ({error}); mend the file.") from error
+    if isinstance(content, dict):
+        content = content.get("data")
+    if not isinstance(content, list) or not content:
+        raise DataError(
+            f"{path} holds no questions; give a list of them, or an object with one under 'data'."
+        )
+    return content
+
+
+def _question(form: Form, record: Any, number: int, folder: Path) -> Question:
+    name = record["image"] if "image" in record else f"{record['image_id']}.jpg"
+    identity, image = record.get("question_id", number), folder / name
+    if form == "pope":
+        return Question(identity, image, _text(record["text"]), _LABELS[str(record["label"]).strip().lower()])
+    answers = tuple(str(a["answer"] if isinstance(a, dict) else a) for a in record["answers"])
+    if len(answers) < FEWEST_ANSWERS or isinstance(record["answers"], str):
+        raise ValueError(f"fewer than {FEWEST_ANSWERS} answers")
+    return Question(identity, image, _text(record["question"]), answers)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no question")
+    return value
+
+
+def _complaint(form: Form, path: Path, number: int, error: Exception) -> str:
+    fields = {
+        "pope": "'image', 'text' and 'label', yes or no (POPE)",
+        "textvqa": "'image', 'question' and 'answers', ten as a rule (TextVQA), "
+        "or 'image', 'text' and 'label' (POPE)",
+    }
+    reason = f" ({error})" if isinstance(error, ValueError) else ""
+    return f"Question {number} of {path} is incomplete{reason}; it needs {fields[form]}."
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
