@@ -7,10 +7,12 @@ import torch
 
 from piip.cli import main
 from piip.cli.coco import CATEGORY_IDS, CLASSES
+from piip.config import MergingConfig
 from piip.factory import create_model
 from piip.hub import from_pretrained
 from piip.network import PIIP
 from piip.predict import load
+from piip.tasks.classification import ClassifierConfig, ImageClassifier
 from piip.tasks.detection import RCNN
 from piip.tasks.segmentation import Segmenter
 
@@ -85,6 +87,26 @@ def test_a_released_segmenter_becomes_a_folder_that_predicts(monkeypatch, tmp_pa
     seen = load(out).predict(torch.zeros(3, 96, 128, dtype=torch.uint8))
     assert seen.labels.shape == (96, 128)
     assert sum(seen.shares().values()) == pytest.approx(1)
+
+
+def test_a_released_classifier_becomes_a_folder_that_predicts(monkeypatch, tmp_path):
+    def fake(path, config, head):
+        assert head is None
+        maps = config.replace(merging=MergingConfig("none", pyramid_levels=()))
+        return ImageClassifier(ClassifierConfig(1000), PIIP(maps)).eval()
+
+    convert_to(monkeypatch, fake)
+    (tmp_path / "recipe.yaml").write_text(
+        "{task: classification, model: {name: piip_nano}, image: {scale: [64, 64]}}"
+    )
+    out = tmp_path / "out"
+    assert main(["convert", "official.pth", str(out), "--recipe", str(tmp_path / "recipe.yaml")]) == 0
+    predictor = load(out)
+    assert len(set(predictor.classes)) == 1000
+    assert predictor.classes[0] == "tench"
+    assert predictor.image.scale == (64, 64)
+    seen = predictor.predict(torch.zeros(3, 96, 128, dtype=torch.uint8))
+    assert len(seen.top()) == 5
 
 
 def test_a_network_alone(monkeypatch, tmp_path):

@@ -178,3 +178,29 @@ def test_detection_policies_are_refused(pairs):
     for augment in (AugmentConfig(), AugmentConfig(policy="crop")):
         with pytest.raises(ConfigError, match="crop"):
             SegmentationDataset(split, ImageConfig(), augment)
+
+
+def test_files_pair_by_their_whole_path(tmp_path):
+    for part, value in (("a", 0), ("b", 1)):
+        write_images(tmp_path / "images" / "train", {f"{part}/0001.png": (16, 16)})
+        write_masks(tmp_path / "masks" / "train" / part, {"0001.png": (16, 16)}, (value,))
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    split = find_masks(tmp_path).split("train")
+    assert [int(split.labels(index).max()) for index in range(2)] == [0, 1]
+    write_images(tmp_path / "images" / "train", {"a/0001.jpg": (16, 16)})
+    with pytest.raises(DataError, match="have the same name"):
+        find_masks(tmp_path)
+
+
+def test_named_classes_are_kept_by_name(pairs):
+    split = find_masks(pairs, ("car", "sky")).split("train")
+    assert split.classes == ("car", "sky")
+    assert set(np.unique(split.labels(0))) == {0, 1, IGNORED}
+    assert split.labels(0)[0, 0] == 1, "sky is the first stripe"
+    with pytest.raises(DataError, match="has no class 'cat'"):
+        find_masks(pairs, ("cat", "sky"))
+
+
+def test_classes_name_values_where_nothing_else_does(pairs):
+    (pairs / "classes.txt").unlink()
+    assert find_masks(pairs, ("a", "b", "c")).split("train").classes == ("a", "b", "c")

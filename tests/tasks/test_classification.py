@@ -90,3 +90,13 @@ def test_probabilities_of_all_views_are_averaged():
     torch.testing.assert_close(classify_views(model, mirrored).softmax(0), expected)
     once = Views(pixels, config, AugmentedTest(), prepare=prepare_picture)
     assert torch.equal(classify_views(model, once), model(prepare_picture(pixels, config)[None])[0])
+
+
+@pytest.mark.parametrize("token", ["class", "first_patch", "mean"])
+def test_heads_stay_in_float32_under_autocast(token):
+    model, seen = classifier(token=token, branches=with_class_tokens()), []
+    for head in model.heads:
+        head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.randn(1, 3, 128, 128)).dtype == torch.float32
+    assert set(seen) == {torch.float32}

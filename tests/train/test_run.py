@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 
 from piip.cli import main
 from piip.cli.demo import RECIPE
@@ -96,6 +97,7 @@ def test_it_predicts(run, pictures, tmp_path, capsys):
     assert main(words) == 0
     found = json.loads((tmp_path / "predictions.json").read_text())
     assert [category["name"] for category in found["categories"]] == [str(digit) for digit in range(10)]
+    assert len(COCO(str(tmp_path / "predictions.json")).getAnnIds()) == len(found["annotations"])
     assert (tmp_path / f"{image.stem}.png").stat().st_size > 0
     assert load(run.path).image == ImageConfig(scale=(SIDE, SIDE))
 

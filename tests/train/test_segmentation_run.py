@@ -136,3 +136,27 @@ def test_broken_masks_stop_with_their_name(pictures, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(small(folder).to_yaml())
     assert main(["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 2
     assert "3.png cannot be read" in capsys.readouterr().err
+
+
+def test_classes_are_measured_by_their_names(run, pictures, tmp_path, capsys):
+    """The same masks with the classes in another order, and the values with them."""
+    swapped = tmp_path / "swapped"
+    shutil.copytree(pictures, swapped)
+    for path in (swapped / "masks").rglob("*.png"):
+        with Image.open(path) as file:
+            values = 1 - np.asarray(file)
+        Image.fromarray(values.astype(np.uint8)).save(path)
+    (swapped / "classes.txt").write_text("disc\nground\n")
+    assert main(["eval", str(run.path), "--data", str(swapped), "--out", str(tmp_path / "swapped.json")]) == 0
+    measured = json.loads((tmp_path / "swapped.json").read_text())["segmentation"]
+    assert measured == run.read_results()["segmentation"]
+    (swapped / "classes.txt").write_text("disc\nwall\n")
+    assert main(["eval", str(run.path), "--data", str(swapped)]) == 2
+    assert "has no class 'ground'" in capsys.readouterr().err
+
+
+def test_settings_of_another_task_are_refused(pictures):
+    with pytest.raises(ConfigError, match="detector has settings, but the task is segmentation"):
+        small(pictures, detector={"kind": "dino"})
+    with pytest.raises(ConfigError, match=r"augment\.mixup is 0\.5, which has no effect"):
+        small(pictures, augment={"policy": "crop", "crop": 64, "mixup": 0.5})

@@ -98,3 +98,15 @@ def test_autocast_gives_float32_logits_and_finite_losses():
         losses = model(image, labels)
         assert model.eval()(image).dtype == torch.float32
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_heads_stay_in_float32_under_autocast(training):
+    model, seen = tiny_segmenter().train(training), []
+    for part in (model.head, model.head.fpn_bottleneck, model.auxiliary):
+        part.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    labels = torch.zeros(2, 64, 64, dtype=torch.int64) if training else None
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(2, 3, 64, 64), labels)
+    assert set(seen) == {torch.float32}
+    assert len(seen) == (3 if training else 2)
