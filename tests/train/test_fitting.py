@@ -1,5 +1,6 @@
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -174,3 +175,15 @@ def test_bf16_trains_close_to_float32(tmp_path):
         rows.append([row["train/loss"] for row in folder.read_metrics()])
     assert rows[0] != rows[1]
     assert rows[0] == pytest.approx(rows[1], rel=0.05)
+
+
+@pytest.mark.parametrize(("processes", "device"), [(2, "cuda"), (1, "cuda"), (2, "cpu")])
+def test_batch_norms_see_the_batches_of_all_gpus(processes, device):
+    """As the original's; CPUs and single GPUs have nothing to share."""
+    module = ToyModule(toy_recipe())
+    module.model.norm = torch.nn.BatchNorm1d(4)
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    module._trainer = SimpleNamespace(world_size=processes, strategy=strategy)
+    module.configure_model()
+    shared = isinstance(module.model.norm, torch.nn.SyncBatchNorm)
+    assert shared == (processes > 1 and device == "cuda")
