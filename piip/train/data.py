@@ -128,7 +128,11 @@ class TaskData(L.LightningDataModule):
         return ResumableLoader(self.train_set, sampler, data.workers, self.collate, self._on_gpu)
 
     def val_dataloader(self) -> DataLoader:
-        """Return the loader of the validation split: every image once, shared among the processes."""
+        """Return the loader of the validation split: every image once, shared among the processes.
+
+        Raises:
+            ConfigError: A process would get no batch, and leave the others waiting for it.
+        """
         data = self.recipe.data
         sampler = GroupedBatchSampler(
             self.groups(self.val_set),
@@ -137,6 +141,11 @@ class TaskData(L.LightningDataModule):
             rank=self._rank,
             world_size=self._world_size,
         )
+        if -(-len(self.val_set) // data.eval_batch_size) < self._world_size:
+            raise ConfigError(
+                f"The {data.val} split of {len(self.val_set)} images has fewer batches than there are processes "
+                f"({self._world_size}); lower data.eval_batch_size or use fewer devices."
+            )
         return DataLoader(
             self.val_set,
             batch_sampler=sampler,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from piip.errors import ConfigError
 from piip.train.folder import RunFolder
 from piip.train.recipe import recipe_from_dict
 from piip.train.run import run_training
-from piip.train.segmentation import SegmentationModule
+from piip.train.segmentation import SegmentationData, SegmentationModule
 from tests.train.resuming import assert_resumes_exactly
 
 pytest.importorskip("transformers")
@@ -160,3 +161,14 @@ def test_settings_of_another_task_are_refused(pictures):
         small(pictures, detector={"kind": "dino"})
     with pytest.raises(ConfigError, match=r"augment\.mixup is 0\.5, which has no effect"):
         small(pictures, augment={"policy": "crop", "crop": 64, "mixup": 0.5})
+
+
+def test_every_process_needs_a_batch_to_evaluate(pictures):
+    data = SegmentationData(small(pictures))
+    for processes in (2, 3):
+        data.trainer = SimpleNamespace(global_rank=0, world_size=processes)
+        if processes == 2:
+            assert len(data.val_dataloader()) == 1
+            continue
+        with pytest.raises(ConfigError, match="2 images has fewer batches than there are processes"):
+            data.val_dataloader()
