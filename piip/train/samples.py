@@ -40,7 +40,7 @@ def draw_detections(detector: Detector, dataset: DetectionDataset, folder: Path,
         assert isinstance(found, list)
         Detections(found[0].cpu(), names, path=path).plot(target, score=SCORE)
         truth = Detections(ground_truth(dataset, position), names, path=path)
-        truth.plot(target.with_name(f"{target.stem}_truth.png"))
+        truth.plot(target.with_name(f"{target.stem}_truth.png"), scores=False)
         drawn.append(target)
     return drawn
 

@@ -43,13 +43,16 @@ def class_colour(label: int) -> Colour:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw(image: Image.Image, instances: Instances, class_names: tuple[str, ...]) -> Image.Image:
+def draw(
+    image: Image.Image, instances: Instances, class_names: tuple[str, ...], scores: bool = True
+) -> Image.Image:
     """Draw objects onto a copy of the image, the best on top.
 
     Args:
         image: The original image.
         instances: The objects, in its pixels.
         class_names: Name of each label.
+        scores: Write scores behind the names.
     """
     factor = max(1.0, MIN_SIDE / max(image.size))
     size = (round(image.width * factor), round(image.height * factor))
@@ -60,7 +63,7 @@ def draw(image: Image.Image, instances: Instances, class_names: tuple[str, ...])
         for i in order:
             mask = Image.fromarray(decode_masks([instances.masks[i]], instances.original_size)[0])
             _paint_mask(canvas, mask, class_colour(int(instances.labels[i])), style)
-    marks = _marks(instances, class_names, factor)
+    marks = _marks(instances, class_names, factor, scores)
     pen = ImageDraw.Draw(canvas)
     for i in order:
         thin = style.line if instances.masks is None else max(style.line // 2, 1)
@@ -80,11 +83,15 @@ def _style(size: tuple[int, int], count: int) -> _Style:
     return _Style(max(2, round(unit / 280)), max(2, text // 4), ImageFont.load_default(text))
 
 
-def _marks(instances: Instances, class_names: tuple[str, ...], factor: float) -> list[_Mark]:
+def _marks(instances: Instances, class_names: tuple[str, ...], factor: float, scores: bool) -> list[_Mark]:
     boxes = (instances.boxes * factor).tolist()
     entries = zip(boxes, instances.labels.tolist(), instances.scores.tolist(), strict=True)
     return [
-        _Mark((box[0], box[1], box[2], box[3]), class_colour(label), f"{class_names[label]} {score:.2f}")
+        _Mark(
+            (box[0], box[1], box[2], box[3]),
+            class_colour(label),
+            class_names[label] + (f" {score:.2f}" if scores else ""),
+        )
         for box, label, score in entries
     ]
 

@@ -101,6 +101,10 @@ class Detections:
         """Return the number of objects."""
         return len(self.instances)
 
+    def __repr__(self) -> str:
+        """Return what there is, short enough for a notebook."""
+        return f"Detections({self.summary() or 'nothing'}; path={str(self.path) if self.path else None!r})"
+
     def names(self) -> list[str]:
         """Return the class name of each object."""
         return [self.class_names[label] for label in self.instances.labels.tolist()]
@@ -141,7 +145,12 @@ class Detections:
         )
 
     def plot(
-        self, path: str | Path | None = None, *, image: "Image.Image | None" = None, score: float = 0.0
+        self,
+        path: str | Path | None = None,
+        *,
+        image: "Image.Image | None" = None,
+        score: float = 0.0,
+        scores: bool = True,
     ) -> "Image.Image":
         """Draw the objects on the image.
 
@@ -149,6 +158,7 @@ class Detections:
             path: Also write the picture there.
             image: The image, needed where the detections know no file.
             score: Leave out objects with a lower score.
+            scores: Write scores behind the names.
 
         Returns:
             The picture; small images are enlarged so that the labels can be read.
@@ -159,7 +169,7 @@ class Detections:
         from piip.tasks.detection.draw import draw
 
         image = picture_to_draw_on(image, self.path, self.instances.original_size)
-        picture = draw(image, self.instances.filter(score).cpu(), self.class_names)
+        picture = draw(image, self.instances.filter(score).cpu(), self.class_names, scores)
         if path is not None:
             with atomic_write(path) as temporary:
                 picture.save(temporary)

@@ -116,3 +116,14 @@ def test_supervision(detections):
     assert isinstance(converted, supervision.Detections)
     assert converted.mask.sum((1, 2)).tolist() == [900, 64, 590]
     assert list(converted.data["class_name"]) == ["dog", "cat", "dog"]
+
+
+def test_a_notebook_shows_what_there_is(detections):
+    shown = repr(detections)
+    assert shown.startswith("Detections(")
+    assert detections.summary() in shown
+    assert len(shown) < 200
+
+
+def test_scores_can_be_left_out(detections):
+    assert detections.plot().tobytes() != detections.plot(scores=False).tobytes()
