@@ -42,7 +42,7 @@ def fit(
         KeyboardInterrupt: Ctrl-C; the last checkpoint is complete.
     """
     checkpoint = str(folder.last) if resume and folder.last.exists() else None
-    with _quiet():
+    with quiet():
         trainer = build_trainer(module.recipe, folder, resume=checkpoint is not None)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
@@ -141,11 +141,9 @@ def _first_sentence(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence Lightning's hints; what matters is reported by our own callbacks."""
-    # The one of rank 0 has a level of its own.
-    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    loggers: list[Any] = [logging.getLogger(name) for name in names]
+    loggers: list[Any] = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=PossibleUserWarning)

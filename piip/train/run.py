@@ -37,7 +37,7 @@ def run_training(recipe: TrainRecipe | str | Path, out: str | Path, *, resume: b
     from lightning.pytorch.utilities import rank_zero_only
 
     from piip.train.building import build_model
-    from piip.train.fitting import build_trainer, fit
+    from piip.train.fitting import build_trainer, fit, quiet
     from piip.train.task import task_of
 
     folder = RunFolder(Path(out))
@@ -47,7 +47,8 @@ def run_training(recipe: TrainRecipe | str | Path, out: str | Path, *, resume: b
         )
     task = task_of(recipe)
     data = task.data(recipe)
-    build_trainer(recipe, folder)  # hardware that is not there is found before anything is written
+    with quiet():
+        build_trainer(recipe, folder)  # hardware that is not there is found before anything is written
     torch.manual_seed(recipe.trainer.seed)
     model = build_model(recipe, data.train_set.classes)
     if getattr(rank_zero_only, "rank", 0) == 0:
