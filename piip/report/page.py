@@ -21,6 +21,7 @@ from piip.train.clock import clock
 from piip.train.curves import metric_charts, series, smoothed
 from piip.train.folder import RunFolder
 
+MOST_LOSSES = 6  # parts of the loss in one chart: more would not find room for their names
 IMAGE_SIDE = 640  # pixels of an embedded picture: sharp on the page, small in the file
 
 
@@ -155,16 +156,10 @@ def _learning_section(folder: RunFolder) -> Section | None:
     rows = folder.read_metrics()
     if not rows:
         return None
-    losses = []
-    for name in sorted({key for row in rows for key in row if key.startswith("train/loss")}):
-        steps, values = series(rows, name)
-        label = name.removeprefix("train/loss").strip("_").replace("_", " ") or "total"
-        losses.append(
-            Series(
-                label, list(zip(steps, smoothed(values), strict=True)), list(zip(steps, values, strict=True))
-            )
-        )
-    charts = [("Loss over optimiser steps, smoothed.", line_chart(losses, "step"))]
+    losses = _loss_lines(rows)
+    shown = losses[: 1 + MOST_LOSSES]
+    which = f", the largest {MOST_LOSSES} of {len(losses) - 1} parts" if len(shown) < len(losses) else ""
+    charts = [(f"Loss over optimiser steps, smoothed{which}.", line_chart(shown, "step"))]
     for chart in metric_charts(rows):
         lines = [
             Series(
@@ -179,6 +174,17 @@ def _learning_section(folder: RunFolder) -> Section | None:
         f"<figure>{chart}<figcaption>{escape(text)}</figcaption></figure>" for text, chart in charts if chart
     )
     return Section("How it learned", f'<div class="columns">{figures}</div>')
+
+
+def _loss_lines(rows: list[dict[str, float]]) -> list[Series]:
+    """Return the total loss, then its parts, those first that are largest in the end."""
+    lines = []
+    for name in {key for row in rows for key in row if key.startswith("train/loss")}:
+        steps, values = series(rows, name)
+        label = name.removeprefix("train/loss").strip("_").replace("_", " ") or "total"
+        smooth = list(zip(steps, smoothed(values), strict=True))
+        lines.append(Series(label, smooth, list(zip(steps, values, strict=True))))
+    return sorted(lines, key=lambda line: (line.name != "total", -line.points[-1][1], line.name))
 
 
 def _repeat_section(report: Report) -> Section:
