@@ -3,6 +3,7 @@
 What follows the features of images (their places among the tokens, the cache, generation, losses) is LLaVA's own.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from piip.hf import PiipModel
 from piip.llava.configuration import PiipLlavaConfig
 from piip.tasks.multimodal.projector import PyramidProjector
+
+IGNORED = -100
+"""Label of tokens that are not learnt."""
 
 
 class PiipLlavaModel(LlavaModel):
@@ -28,13 +32,7 @@ class PiipLlavaModel(LlavaModel):
     def __init__(self, config: PiipLlavaConfig) -> None:
         super(LlavaModel, self).__init__(config)  # LLaVA's own tower and projector are not built
         self.vision_tower = PiipModel(config.vision)
-        grid = config.out_grid
-        self.multi_modal_projector: Any = PyramidProjector(
-            self.vision_tower.network.out_channels,
-            config.text.hidden_size,
-            config.projector_norm,
-            None if grid is None else (int(grid[0]), int(grid[1])),
-        )
+        self.multi_modal_projector: Any = new_projector(config, self.vision_tower.network.out_channels)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -79,6 +77,22 @@ class PiipLlavaModel(LlavaModel):
         return next(self.vision_tower.parameters()).dtype
 
 
+def new_projector(config: PiipLlavaConfig, dims: Sequence[int]) -> PyramidProjector:
+    """Return a random projector of a model.
+
+    Args:
+        config: The model's.
+        dims: Width of every branch's map.
+    """
+    grid = config.out_grid
+    return PyramidProjector(
+        dims,
+        config.text.hidden_size,
+        config.projector_norm,
+        None if grid is None else (int(grid[0]), int(grid[1])),
+    )
+
+
 class PiipLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     """A PIIP-LLaVA that answers.
 
@@ -94,3 +108,20 @@ class PiipLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         self.model = PiipLlavaModel(config)
         self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         self.post_init()
+
+    def answer_logits(self, labels: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """Return what is predicted where something is to be learnt, and nowhere else.
+
+        The loss of `forward` is the cross entropy of the two. It computes logits for every token first: of a
+        thousand tokens of an image for each of 32,000 words, which is most of the memory of a training step.
+
+        Args:
+            labels: (B, L) tokens, -100 where nothing is learnt.
+            inputs: ``input_ids``, ``attention_mask`` and ``pixel_values``, as for `forward`.
+
+        Returns:
+            Logits (M, vocabulary) float32 and labels (M).
+        """
+        hidden = self.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        learnt = labels[:, 1:] != IGNORED
+        return self.lm_head(hidden[learnt]).float(), labels[:, 1:][learnt]

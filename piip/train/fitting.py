@@ -67,7 +67,8 @@ def build_trainer(recipe: TrainRecipe, folder: RunFolder, *, resume: bool = Fals
     settings = recipe.trainer
     csv = CsvLogger(folder.metrics, folder.read_metrics() if resume else None)
     loggers = [logger for logger in (csv, tensorboard_logger(folder.path)) if logger is not None]
-    callbacks: list[L.Callback] = [StepLog(settings.log_every), ProgressReport(), Checkpoints(folder)]
+    keeper = Checkpoints(folder, settings.save_every)
+    callbacks: list[L.Callback] = [StepLog(settings.log_every), ProgressReport(), keeper]
     if settings.ema_decay is not None:
         callbacks.insert(0, MovingAverage(settings.ema_decay))
     try:
