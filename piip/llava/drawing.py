@@ -37,7 +37,7 @@ def draw_answer(question: Question, answer: str, path: Path) -> None:
     place = 0.98
     for heading, text, colour in (
         ("asked", question.text, _INK),
-        ("answered", answer or "(nothing)", _RIGHT if right else _WRONG),
+        ("answered", answer.strip() or "(nothing)", _RIGHT if right else _WRONG),
         ("true", true, _INK),
     ):
         place = _write(said, place, heading, text, colour)
@@ -47,7 +47,8 @@ def draw_answer(question: Question, answer: str, path: Path) -> None:
 
 def _write(axes: Any, place: float, heading: str, text: str, colour: str) -> float:
     """Write a paragraph and return where the next one begins."""
-    lines = textwrap.wrap(text, _LETTERS, max_lines=6, placeholder=" ...") or [""]
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)  # models write anything
+    lines = textwrap.wrap(shown, _LETTERS, max_lines=6, placeholder=" ...") or [""]
     options = {"transform": axes.transAxes, "va": "top", "parse_math": False}
     axes.text(0, place, heading, color="#6a7380", fontsize=9, **options)
     axes.text(0, place - 0.055, "\n".join(lines), color=colour, fontsize=12, **options)

@@ -141,6 +141,15 @@ def _first_sentence(error: Exception) -> str:
     return str(error).strip().split("\n")[0].split(". ")[0].rstrip(".") + "."
 
 
+_HINTS = (
+    "Grad strides do not match",
+    "LeafSpec",
+    "lr_scheduler.step",
+    "WeightAveraging",
+    r"isinstance\(treespec",
+)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence Lightning's hints; what matters is reported by our own callbacks."""
@@ -148,9 +157,8 @@ def quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
-        warnings.filterwarnings(
-            "ignore", message=".*(LeafSpec|lr_scheduler.step|WeightAveraging|isinstance\\(treespec).*"
-        )
+        for hint in _HINTS:
+            warnings.filterwarnings("ignore", message=f".*{hint}.*")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

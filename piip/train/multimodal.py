@@ -112,11 +112,6 @@ class MultimodalData(TaskData):
         if holds_conversations(val):
             self.val_set = self._conversations(val)
             return
-        if recipe.trainer.strategy == "fsdp":
-            raise ConfigError(
-                f"{val} holds questions, but a sharded model cannot be asked while it is trained; evaluate "
-                "conversations (data.val), or use strategy ddp."
-            )
         images = data.images or self.train_set.conversations.folder
         self.form, questions = read_questions(val, images)
         self.val_set = QuestionDataset(questions)

@@ -57,6 +57,8 @@ def run_training(recipe: TrainRecipe | str | Path, out: str | Path, *, resume: b
     begin = time.monotonic()
     trainer = fit(module, data, folder, resume=resume)
     if trainer.is_global_zero:
+        if recipe.trainer.strategy == "fsdp":  # this process has a part of it
+            model = build_model(recipe, data.classes)
         finish(folder, model, recipe, data, time.monotonic() - begin)
     return folder
 

@@ -179,7 +179,6 @@ def test_the_language_models_layers_are_recomputed(world, tmp_path):
         ({"data": {"folder": "/nowhere"}}, DataError, "The folder /nowhere does not exist; check data.folder"),
         ({"task": "detection"}, ConfigError, "no effect in the task detection; it is for multimodal"),
         ({"trainer": {"ema_decay": 0.9}}, ConfigError, "trainer.ema_decay"),
-        ({"trainer": {"strategy": "fsdp"}, "data": {"val": "vqa_val"}}, ConfigError, "cannot be asked"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_one_sentence(world, tmp_path, changes, error, words):
