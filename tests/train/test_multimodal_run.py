@@ -1,6 +1,7 @@
 """Whole runs of a PIIP-LLaVA on made-up pictures: both stages, LoRA, resuming, evaluation, answers, report."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from piip.train.recipe import recipe_from_dict
 from piip.train.run import run_training
 from tests.llava.language import save_language_model, write_colours
 from tests.train.resuming import assert_resumes_exactly
+
+ROOT = Path(__file__).parents[2]
+RECIPES, SHARED = ROOT / "recipes", ROOT.parent / "shared/data/coco_tiny/vqa"
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +167,21 @@ def test_the_language_models_layers_are_recomputed(world, tmp_path):
     assert again.read_metrics()[-1]["train/loss"] == pytest.approx(
         plain.read_metrics()[-1]["train/loss"], rel=1e-4
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/coco_tiny")
+def test_the_small_recipes_go_from_captions_to_answers(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.folder", str(SHARED), "--trainer.epochs", "1", "--trainer.samples", "1"]
+    language = ["--language.model", str(world / "language")]
+    assert main(["check-data", str(SHARED), "--task", "multimodal"]) == 0
+    assert main(["train", str(RECIPES / "coco_tiny_llava_1.yaml"), *small, *language]) == 0
+    second = ["train", str(RECIPES / "coco_tiny_llava_2.yaml"), *small]
+    assert main(second) == 0
+    assert main([*second, "--language.lora_rank", "4", "--out", "runs/lora"]) == 0
+    assert main(["eval", "runs/lora", "--batch_size", "4"]) == 0
+    assert json.loads((tmp_path / "runs/lora/eval_pope_val.json").read_text())["scores"]["questions"] == 212
 
 
 @pytest.mark.parametrize(
