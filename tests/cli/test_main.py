@@ -46,6 +46,7 @@ def test_every_verb_explains_itself(verb, capsys):
     summary = VERBS[verb][1]
     assert summary.split()[0] in text
     assert not re.search(r"<class|Optional\[|Literal\[|tuple\[|class_path", text), "types are said in words"
+    assert "`" not in text, "a terminal shows the marks of code as they are"
 
 
 @pytest.mark.parametrize(
