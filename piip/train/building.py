@@ -1,15 +1,43 @@
 """Building the model of a recipe."""
 
+import dataclasses
+
+import torch
 from torch import nn
 
+from piip.config import PIIPConfig
 from piip.errors import ConfigError
 from piip.factory import build, create_model, load_branches
-from piip.hub import from_pretrained
+from piip.hub import find_folder, from_pretrained, read_description
 from piip.network import PIIP
 from piip.train.optimizer import find_network
 from piip.train.recipe import ModelRecipe, TrainRecipe
 from piip.train.task import task_of
 from piip.weights import load_pretrained
+
+STAND_INS = ("one class", "another")
+"""Classes of a model that is built before those of the data are known."""
+
+
+def check_model(recipe: TrainRecipe) -> None:
+    """Refuse a network or a head that is impossible whatever the data are, before these are read.
+
+    The model is built without memory for its weights. One that is trained on, head and all, is checked when it is
+    loaded.
+
+    Raises:
+        ConfigError: The recipe names no model, or an impossible one.
+        CheckpointError: There is no model to start from.
+    """
+    described = dataclasses.replace(recipe.model, pretrained=False, weights={})
+    with torch.device("meta"):
+        if described.start is None:
+            network = build_network(described)
+        elif described.new_head:
+            network = PIIP(PIIPConfig.from_dict(read_description(find_folder(described.start))["network"]))
+        else:
+            return
+        task_of(recipe).new_model(network, recipe, STAND_INS)
 
 
 def build_model(recipe: TrainRecipe, classes: tuple[str, ...]) -> nn.Module:

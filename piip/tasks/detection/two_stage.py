@@ -67,7 +67,7 @@ class TwoStage(Detector):
         """The stages of heads, in the order in which they run."""
 
     def pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Turn the backbone's maps into the five maps of the feature pyramid, in at least float32, fine to coarse."""
+        """Turn the backbone's maps into the five of the feature pyramid, in at least float32, fine to coarse."""
         self._check_maps(maps)
         return list(self.fpn({str(level): at_least_float32(x) for level, x in enumerate(maps)}).values())
 
