@@ -15,7 +15,7 @@ from piip.train.confusion import count_pixels, segmentation_scores
 from piip.train.data import TaskData
 from piip.train.module import TrainingModule
 from piip.train.recipe import TrainRecipe
-from piip.train.samples import draw_segmentations
+from piip.train.samples import draw_samples, draw_segmentation
 from piip.train.task import Task, require_maps
 
 
@@ -117,4 +117,4 @@ class SegmentationTask(Task):
     def draw_samples(model: nn.Module, data: TaskData, folder: Path, count: int) -> None:
         """Draw the found and the annotated classes of a few validation images."""
         assert isinstance(model, Segmenter)
-        draw_segmentations(model, data.val_set, folder, count)
+        draw_samples(draw_segmentation, model, data.val_set, folder, count)
