@@ -21,7 +21,7 @@ _TYPES_IN_WORDS = (
     (_OPTIONAL.format("float"), "number"),
     (r"(?:Union\[bool, |bool \| )Literal\['(\w+)'\]\]?", r"true, false or \1"),
     ("bool", "true or false"),
-    (r"Literal\[(.*?)\]", r"one of \1"),
+    (_OPTIONAL.format(r"Literal\[(.*?)\]"), r"one of \1"),
     (r"dict\[.*?\]", "{key: value, ...}"),
     (r"int \| str", "whole number or text"),
 )
