@@ -57,7 +57,7 @@ _CHARTS = (
         for kind in ("mask", "box")
     ),
     MetricChart("accuracy.png", "accuracy", ["val/top1", "val/top5"]),
-    MetricChart("miou.png", "mIoU and accuracies", ["val/mIoU", "val/mAcc", "val/aAcc"]),
+    MetricChart("miou.png", "mean IoU and accuracies", ["val/mIoU", "val/mAcc", "val/aAcc"]),
 )
 
 
