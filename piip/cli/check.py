@@ -3,16 +3,20 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from piip.cli.console import console
 from piip.errors import ConfigError, DataError
 
-CheckedTask = Literal["detection", "segmentation", "classification", "multimodal"]
+if TYPE_CHECKING:
+    from piip.data.recognising import DataTask
 
 
 def check_data(
-    folder: Path, task: CheckedTask = "detection", read_images: bool = True, images: Path | None = None
+    folder: Path,
+    task: Literal["detection", "segmentation", "classification", "multimodal"] | None = None,
+    read_images: bool = True,
+    images: Path | None = None,
 ) -> None:
     """Report what is wrong with a data set before training.
 
@@ -21,7 +25,7 @@ def check_data(
     Args:
         folder: A COCO, Roboflow or YOLO folder, a COCO json or a data.yaml; for other tasks images with masks, a
             folder per class, or a json of conversations.
-        task: What it is for: detection, segmentation, classification or multimodal.
+        task: What it is for; by default recognised from the folder, as detection where more than one is possible.
         read_images: Decode every image to find damaged ones; otherwise only headers are read.
         images: Multimodal only: folder of the images, where they are not beside the conversations.
     """
@@ -36,9 +40,23 @@ def check_data(
         "classification": check_classification,
         "multimodal": partial(check_multimodal, images=images),
     }
+    if task is None:
+        task = _recognised(folder)
     if images is not None and task != "multimodal":
         raise ConfigError(f"--images is for --task multimodal; for {task} the folder says where images are.")
     report = check[task](folder, read_images=read_images)
     console().print("\n".join(report.lines()), markup=False)
     if not report.ok:
         raise DataError(f"{folder} has errors; mend what is listed above.")
+
+
+def _recognised(folder: Path) -> "DataTask":
+    """Return the task that data are for, and say so; data that nobody recognises are left to detection."""
+    from piip.data.recognising import recognise_tasks
+
+    tasks = recognise_tasks(folder)
+    if not tasks:
+        return "detection"
+    others = f"; say --task {' or '.join(tasks[1:])} for what else is there" if tasks[1:] else ""
+    console().print(f"Checked for the task {tasks[0]}{others}.", markup=False)
+    return tasks[0]

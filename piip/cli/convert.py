@@ -36,7 +36,7 @@ def convert_released(
         model: The published configuration of the network; the recipe's by default.
         recipe: A recipe of recipes/coco, recipes/ade20k or recipes/imagenet.
         language: With --model and the folder of a LLaVA: also its projector, language model and tokenizer. The
-            result is a folder of transformers, for AutoModelForImageTextToText after ``import piip.llava``.
+            result is a folder of transformers, for its AutoModelForImageTextToText once piip.llava is imported.
     """
     from piip.convert.checkpoint import convert_checkpoint
     from piip.hub import save_pretrained

@@ -21,7 +21,7 @@ _TYPES_IN_WORDS = (
     (_OPTIONAL.format("float"), "number"),
     (r"(?:Union\[bool, |bool \| )Literal\['(\w+)'\]\]?", r"true, false or \1"),
     ("bool", "true or false"),
-    (r"Literal\[(.*?)\]", r"one of \1"),
+    (_OPTIONAL.format(r"Literal\[(.*?)\]"), r"one of \1"),
     (r"dict\[.*?\]", "{key: value, ...}"),
     (r"int \| str", "whole number or text"),
 )
@@ -67,7 +67,7 @@ def call(function: Callable[..., Any], arguments: Sequence[str], prog: str) -> A
 def _new_parser(prog: str, function: Callable[..., Any] | None = None) -> Any:
     jsonargparse = require("jsonargparse", "cli", "The command line")
     text = inspect.getdoc(function) or "" if function else ""
-    summary = text.partition("\nArgs:")[0].strip()
+    summary = _unquoted(text.partition("\nArgs:")[0].strip())
     return jsonargparse.ArgumentParser(
         prog=prog,
         description=summary,
@@ -82,12 +82,17 @@ def _plain_help(formatter: Any) -> Any:
 
     class PlainHelp(formatter):
         def _expand_help(self, action: Any) -> str:
-            text: str = super()._expand_help(action)
+            text = _unquoted(super()._expand_help(action))
             for pattern, words in _TYPES_IN_WORDS:
                 text = re.sub(rf"(?<=type: ){pattern}(?=[,)])", words, text)
             return re.sub(r"(?<=default: )\((.*?),?\)(?=\))", r"\1", text)  # a tuple, as it is typed
 
     return PlainHelp
+
+
+def _unquoted(text: str) -> str:
+    """Return a docstring's text without the backticks around code, which a terminal would show."""
+    return text.replace("`", "")
 
 
 def _parse(parser: Any, arguments: Sequence[str], known: Iterable[str] = ()) -> Any:

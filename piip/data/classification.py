@@ -44,6 +44,15 @@ class ClassSplit:
     classes: tuple[str, ...]
 
 
+def has_classes(folder: Path) -> bool:
+    """Return whether a folder has a training split of folders with images, or a table of it."""
+    names = _SPLITS["train"]
+    if any((folder / f"{name}.csv").is_file() for name in names):
+        return True
+    files = (path for name in names for path in (folder / name).glob("*/*"))
+    return any(path.suffix.lower() in SUFFIXES for path in files)
+
+
 def find_classes(folder: str | Path, split: str, classes: Sequence[str] = ()) -> ClassSplit:
     """Read one split of a data set: a folder per class, or a table of files and classes.
 

@@ -40,6 +40,13 @@ def find_image_folder(path: Path, names: Iterable[str]) -> Path | None:
     return None
 
 
+def has_conversations(path: Path) -> bool:
+    """Return whether a file, or one in a folder, begins like conversations."""
+    if not path.is_dir():
+        return holds_conversations(path)
+    return any(map(holds_conversations, _candidates(path)))
+
+
 def find_conversations(path: str | Path) -> dict[str, Path]:
     """Return the files of conversations in a folder and the folders in it, by split.
 
@@ -55,11 +62,18 @@ def find_conversations(path: str | Path) -> dict[str, Path]:
     path = Path(path)
     if not path.is_dir():
         return {path.stem: path}
-    files = sorted(file for depth in ("*", "*/*") for file in path.glob(f"{depth}.json*"))
-    found = {str(file.relative_to(path).with_suffix("")): file for file in files if holds_conversations(file)}
+    found = {
+        str(file.relative_to(path).with_suffix("")): file
+        for file in _candidates(path)
+        if holds_conversations(file)
+    }
     if not found:
         raise DataError(f"No conversations were found in {path}; give a json list of LLaVA's form.")
     return found
+
+
+def _candidates(folder: Path) -> list[Path]:
+    return sorted(file for depth in ("*", "*/*") for file in folder.glob(f"{depth}.json*"))
 
 
 def find_file(folder: str | Path, name: str) -> Path:

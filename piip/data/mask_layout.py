@@ -25,6 +25,14 @@ _CITYSCAPES = {
 }  # fmt: skip
 
 
+def has_masks(folder: Path) -> bool:
+    """Return whether a folder has images and masks in a layout of its own; what they hold is not looked at."""
+    if (folder / "leftImg8bit").is_dir() and (folder / "gtFine").is_dir():
+        return True
+    pairs = [_pair_of_folders(folder, split) for split in SPLITS]
+    return any(pair is not None and _listed(pair[1]) for pair in pairs)
+
+
 def find_masks(folder: str | Path, classes: Sequence[str] = ()) -> Layout[LabelledSplit]:
     """Recognise a data set for semantic segmentation.
 
@@ -117,6 +125,12 @@ def _ade20k(folder: Path, split: str, classes: Sequence[str]) -> MaskSplit | Non
 
 
 def _pairs(folder: Path, split: str, classes: Sequence[str]) -> MaskSplit | None:
+    found = _pair_of_folders(folder, split)
+    return _paired(folder, *found, classes) if found is not None else None
+
+
+def _pair_of_folders(folder: Path, split: str) -> tuple[Path, Path] | None:
+    """Return where the images and the masks of a split are."""
     for name in _NAMES[split]:
         for masks in _MASK_FOLDERS:
             for images_root, masks_root in (
@@ -124,7 +138,7 @@ def _pairs(folder: Path, split: str, classes: Sequence[str]) -> MaskSplit | None
                 (folder / name / "images", folder / name / masks),
             ):
                 if images_root.is_dir() and masks_root.is_dir():
-                    return _paired(folder, images_root, masks_root, classes)
+                    return images_root, masks_root
     return None
 
 

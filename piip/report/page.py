@@ -20,6 +20,7 @@ from piip.report.svg import Series, line_chart
 from piip.train.clock import clock
 from piip.train.curves import metric_charts, series, smoothed
 from piip.train.folder import RunFolder
+from piip.train.samples import SCORE
 
 MOST_LOSSES = 6  # parts of the loss in one chart: more would not find room for their names
 IMAGE_SIDE = 640  # pixels of an embedded picture: sharp on the page, small in the file
@@ -71,7 +72,7 @@ def write_report(
     report = Report(
         folder,
         title or (recipe.name or folder.path.name).replace("_", " "),
-        introduction or f"{name}, trained on {recipe.data.folder} for {recipe.trainer.epochs} epochs.",
+        introduction or f"{name}, trained on {recipe.data.folder} for {_counted(recipe.trainer.epochs)}.",
         commands,
     )
     target = Path(path) if path is not None else folder.path / "report.html"
@@ -89,7 +90,7 @@ def render(report: Report) -> str:
     description = read_description(report.folder.model)
     config = PIIPConfig.from_dict(description["network"])
     sections = [
-        _samples_section(report.folder),
+        _samples_section(report.folder, report.folder.recipe().task),
         pyramid_section(config),
         _learning_section(report.folder),
         metrics_section(results),
@@ -134,24 +135,33 @@ def _header(report: Report, results: dict[str, Any]) -> str:
     )
 
 
-def _samples_section(folder: RunFolder) -> Section | None:
+def _counted(epochs: int) -> str:
+    return f"{epochs} epoch" + "s" * (epochs != 1)
+
+
+_SEEN = {
+    "detection": f"what it finds (objects with a score of at least {SCORE}), and what is there",
+    "segmentation": "the class that it finds for every pixel, and what is there",
+    "classification": "the five likeliest classes, the right one in green",
+}
+"""What samples show, by task."""
+
+
+def _samples_section(folder: RunFolder, task: str) -> Section | None:
     drawn = [path for path in sorted(folder.samples.glob("*.png")) if not path.stem.endswith("_truth")]
     if not drawn:
         return None
     figures = "".join(_sample(path) for path in drawn)
-    text = (
-        "Validation images that the model has never seen: what it finds (objects with a score of at least "
-        "0.3), and what is there."
-    )
+    text = f"Validation images that the model has never seen: {_SEEN[task]}."
     return Section("What it sees", f'<p>{text}</p><div class="pairs">{figures}</div>')
 
 
 def _sample(path: Path) -> str:
     """Return a figure of a drawn prediction, beside what is there where that is drawn as well."""
     truth = path.with_name(f"{path.stem}_truth.png")
-    found = f"<div>{_picture(path, 'prediction')}<span>found</span></div>"
     if not truth.exists():
-        return f'<figure class="pair one">{found}</figure>'
+        return f'<figure class="pair one"><div>{_picture(path, "prediction")}</div></figure>'
+    found = f"<div>{_picture(path, 'prediction')}<span>found</span></div>"
     annotated = f"<div>{_picture(truth, 'ground truth')}<span>annotated</span></div>"
     return f'<figure class="pair">{found}{annotated}</figure>'
 
@@ -188,6 +198,8 @@ def _loss_lines(rows: list[dict[str, float]]) -> list[Series]:
         label = name.removeprefix("train/loss").strip("_").replace("_", " ") or "total"
         smooth = list(zip(steps, smoothed(values), strict=True))
         lines.append(Series(label, smooth, list(zip(steps, values, strict=True))))
+    if len(lines) == 2:  # of one part, which is the total
+        lines = [line for line in lines if line.name == "total"]
     return sorted(lines, key=lambda line: (line.name != "total", -line.points[-1][1], line.name))
 
 

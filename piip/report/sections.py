@@ -160,7 +160,7 @@ def cost_section(folder: RunFolder) -> Section | None:
     cost = detector_cost(folder.model)
     heading, *rows = cost.to_rows()
     html = (
-        f"<p>One image of the model's nominal size, everything that is executed: {escape(cost.counted)}.</p>"
+        f"<p>One image of the model's nominal size. {escape(cost.counted)}</p>"
         f"{table(heading, rows, total=True, wide=True)}"
     )
     return Section("What it costs", html)

@@ -8,7 +8,7 @@ from html import escape
 
 from piip.config import PIIPConfig
 
-INK, SOFT, LINE = "#1c2430", "#5d6673", "#e2e5e9"
+INK, SOFT, LINE, PAPER = "#1c2430", "#5d6673", "#e2e5e9", "#fdfdfb"
 COLOURS = ("#1f6f8b", "#d1495b", "#c98a1b", "#4d7f4c", "#7d5ba6", "#8a8f98")
 
 
@@ -58,7 +58,7 @@ def line_chart(series: Sequence[Series], x_label: str, *, height: int = 250, wid
         y = place(start, tick)[1]
         parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="{LINE}"/>')
         parts.append(_text(left - 8, y + 3.5, f"{tick:g}", anchor="end"))
-    for x in (start, end):
+    for x in sorted({min(xs), max(xs)}):
         parts.append(_text(place(x, low)[0], height - bottom + 16, f"{x:,.0f}", anchor="middle"))
     parts.append(_text((left + width - right) / 2, height - 4, x_label, anchor="middle"))
     labels = _spaced([place(*line.points[-1])[1] for line in shown], 13, top, height - bottom)
@@ -66,6 +66,9 @@ def line_chart(series: Sequence[Series], x_label: str, *, height: int = 250, wid
         if line.faint:
             parts.append(path(line.faint, f'stroke="{colour}" stroke-width="0.8" opacity="0.3"'))
         parts.append(path(line.points, f'stroke="{colour}" stroke-width="1.8" stroke-linejoin="round"'))
+        if len(line.points) == 1:  # a line of one point would not be seen
+            x, height_of = place(*line.points[0])
+            parts.append(f'<circle cx="{x:.1f}" cy="{height_of:.1f}" r="3" fill="{colour}"/>')
         parts.append(_text(width - right + 7, y + 3.5, line.name, colour=colour))
     return _svg(width, height, parts, f"Chart of {', '.join(line.name for line in shown)}")
 
@@ -97,7 +100,7 @@ def pyramid_figure(
         parts += _branch(212, middle, tall, len(branch.interaction_indexes), colour)
         parts.append(_text(30, middle + 4, f"{branch.image_size}", anchor="end", size=13, colour=INK))
         label = f"{widths[index]} channels, {branch.depth} blocks, {params[index]:.1f} M parameters"
-        parts.append(_text(212, middle - tall / 2 - 7, label, size=12, colour=colour))
+        parts.append(_text(212, middle - tall / 2 - 7, label, size=12, colour=colour, over=True))
         parts.append(_arrow(536, middle, 584, 64 + (len(order) - 1) * row / 2, bend=True))
     centre = 64 + (len(order) - 1) * row / 2
     parts.append(f'<circle cx="596" cy="{centre}" r="11" fill="none" stroke="{INK}"/>')
@@ -129,10 +132,19 @@ def _svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
 
 
 def _text(
-    x: float, y: float, text: str, *, anchor: str = "start", size: float = 11, colour: str = SOFT
+    x: float,
+    y: float,
+    text: str,
+    *,
+    anchor: str = "start",
+    size: float = 11,
+    colour: str = SOFT,
+    over: bool = False,
 ) -> str:
+    """Return a text; ``over`` other lines it has an edge in the colour of the page."""
+    halo = f' stroke="{PAPER}" stroke-width="5" paint-order="stroke"' if over else ""
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" text-anchor="{anchor}" fill="{colour}">'
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" text-anchor="{anchor}" fill="{colour}"{halo}>'
         f"{escape(text)}</text>"
     )
 
@@ -158,7 +170,7 @@ def _image(x: float, y: float, side: float, count: int, colour: str) -> list[str
         at = k * cell
         lines.append(
             f'<path d="M{left + at:.1f} {top:.1f}v{side:.1f}M{left:.1f} {top + at:.1f}h{side:.1f}" '
-            'stroke="#fdfdfb" stroke-width="1.2"/>'
+            f'stroke="{PAPER}" stroke-width="1.2"/>'
         )
     return lines
 

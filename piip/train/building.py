@@ -3,14 +3,36 @@
 import torch
 from torch import nn
 
+from piip.config import PIIPConfig
 from piip.errors import ConfigError, require
 from piip.factory import build, create_model, load_branches
-from piip.hub import find_folder, from_pretrained, is_llava
+from piip.hub import find_folder, from_pretrained, is_llava, read_description
 from piip.network import PIIP
 from piip.train.optimizer import find_network
 from piip.train.recipe import ModelRecipe, TrainRecipe
 from piip.train.task import task_of
 from piip.weights import load_pretrained
+
+
+def check_model(recipe: TrainRecipe) -> None:
+    """Refuse a network or a head that is impossible whatever the data are, before these are read.
+
+    The model is built without memory for its weights. One that is trained on, head and all, is checked when it is
+    loaded.
+
+    Raises:
+        ConfigError: The recipe names no model, or an impossible one.
+        CheckpointError: There is no model to start from.
+    """
+    bare = described(recipe).replace(pretrained=False, weights={})
+    with torch.device("meta"):
+        if bare.start is None:
+            network = build_network(bare)
+        elif bare.new_head:
+            network = PIIP(PIIPConfig.from_dict(read_description(find_folder(bare.start))["network"]))
+        else:
+            return
+        task_of(recipe).check_head(network, recipe)
 
 
 def build_model(recipe: TrainRecipe, classes: tuple[str, ...]) -> nn.Module:

@@ -18,7 +18,7 @@ from piip.train.confusion import classification_scores, count_pixels
 from piip.train.data import TaskData
 from piip.train.module import TrainingModule
 from piip.train.recipe import TrainRecipe
-from piip.train.samples import draw_classifications
+from piip.train.samples import draw_classification, draw_samples
 from piip.train.task import Task
 
 _NONE = -1  # no image is without a class
@@ -139,4 +139,4 @@ class ClassificationTask(Task):
     def draw_samples(model: nn.Module, data: TaskData, folder: Path, count: int) -> None:
         """Draw the most probable classes of a few validation images."""
         assert isinstance(model, ImageClassifier)
-        draw_classifications(model, data.val_set, folder, count)
+        draw_samples(draw_classification, model, data.val_set, folder, count)

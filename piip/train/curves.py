@@ -58,7 +58,7 @@ _CHARTS = (
     ),
     MetricChart("accuracy.png", "accuracy", ["val/top1", "val/top5"]),
     MetricChart("answers.png", "answers", [f"val/{name}" for name in ("accuracy", "exact_match", "f1")]),
-    MetricChart("miou.png", "mIoU and accuracies", ["val/mIoU", "val/mAcc", "val/aAcc"]),
+    MetricChart("miou.png", "mean IoU and accuracies", ["val/mIoU", "val/mAcc", "val/aAcc"]),
 )
 
 
@@ -117,7 +117,8 @@ def _plot(
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
         shown = smoothed(values) if smooth else values
         label = name.rpartition("/")[2].replace("_", " ")
-        axes.plot(steps, shown, color=colour, linestyle=dashes, linewidth=1.8, label=label)
+        dot = "o" if len(values) == 1 else None  # a line of one point would not be seen
+        axes.plot(steps, shown, color=colour, linestyle=dashes, linewidth=1.8, label=label, marker=dot)
     axes.set_xlabel("optimiser step", color=INK)
     axes.set_title(title, loc="left", color=INK, fontsize=11)
     if len(names) > 1:

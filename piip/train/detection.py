@@ -17,7 +17,7 @@ from piip.train.data import TaskData
 from piip.train.metrics import evaluate, main_metric
 from piip.train.module import TrainingModule
 from piip.train.recipe import TrainRecipe
-from piip.train.samples import draw_detections
+from piip.train.samples import draw_detection, draw_samples
 from piip.train.task import Task, require_maps
 
 
@@ -163,4 +163,4 @@ class DetectionTask(Task):
     def draw_samples(model: nn.Module, data: TaskData, folder: Path, count: int) -> None:
         """Draw found and annotated objects of a few validation images."""
         assert isinstance(model, Detector)
-        draw_detections(model, data.val_set, folder, count)
+        draw_samples(draw_detection, model, data.val_set, folder, count)

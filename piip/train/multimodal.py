@@ -252,6 +252,10 @@ class MultimodalTask(Task):
         config, _ = describe_model(recipe)
         return assemble(config, unmerged(network), recipe.language.model, _language_dtype(recipe))
 
+    @classmethod
+    def check_head(cls, network: nn.Module, recipe: TrainRecipe) -> None:
+        """Do nothing: the language model is looked at with the data, whose tokens are its own."""
+
     @staticmethod
     def prepare(model: nn.Module, recipe: TrainRecipe) -> None:
         """Choose what is learnt, and recompute the language model's layers too where that is asked for."""

@@ -36,7 +36,7 @@ def run_training(recipe: TrainRecipe | str | Path, out: str | Path, *, resume: b
         require("pycocotools", "detect", "Training a detector")
     from lightning.pytorch.utilities import rank_zero_only
 
-    from piip.train.building import build_model
+    from piip.train.building import build_model, check_model
     from piip.train.fitting import build_trainer, fit, quiet
     from piip.train.task import task_of
 
@@ -46,6 +46,7 @@ def run_training(recipe: TrainRecipe | str | Path, out: str | Path, *, resume: b
             f"{folder.path} is the folder of the data; choose another one for the run with --out."
         )
     task = task_of(recipe)
+    check_model(recipe)
     data = task.data(recipe)
     with quiet():
         build_trainer(recipe, folder)  # hardware that is not there is found before anything is written

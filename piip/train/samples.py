@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from piip.data.classification import ClassificationDataset
 from piip.data.coco import DetectionDataset
@@ -19,91 +20,57 @@ SCORE = 0.3
 Item = TypeVar("Item")
 
 
-def draw_detections(detector: Detector, dataset: DetectionDataset, folder: Path, count: int) -> list[Path]:
-    """Draw the predictions and the ground truth of a few validation images, spread over the set.
+class Draw(Protocol):
+    """Draws what a model sees in one item of a data set."""
+
+    def __call__(self, model: Any, dataset: Any, position: int, folder: Path) -> None:
+        """Write one or more pictures into a folder."""
+
+
+def draw_samples(draw: Draw, model: nn.Module, dataset: Any, folder: Path, count: int) -> None:
+    """Draw the predictions for a few validation images, spread over the set, and what is there.
 
     Args:
-        detector: In evaluation mode.
+        draw: One of the functions below.
+        model: In evaluation mode.
         dataset: The validation set.
-        folder: Where ``NAME.png`` and ``NAME_truth.png`` go.
+        folder: Where the pictures go.
         count: Number of images.
-
-    Returns:
-        The drawn predictions.
     """
-    drawn = []
-    device = next(detector.parameters()).device
-    for position in _spread(len(dataset), count):
-        image, _, meta = dataset[position]
-        with torch.inference_mode():
-            found = detector([image.to(device)], None, [meta])
-        path = dataset.index.root / meta.file_name
-        names = detector.config.classes
-        target = folder / f"{Path(meta.file_name).stem}.png"
-        assert isinstance(found, list)
-        Detections(found[0].cpu(), names, path=path).plot(target, score=SCORE)
-        truth = Detections(ground_truth(dataset, position), names, path=path)
-        truth.plot(target.with_name(f"{target.stem}_truth.png"), scores=False)
-        drawn.append(target)
-    return drawn
+    with torch.inference_mode():
+        for position in _spread(len(dataset), count):
+            draw(model, dataset, position, folder)
 
 
-@torch.inference_mode()
-def draw_segmentations(
-    segmenter: Segmenter, dataset: SegmentationDataset, folder: Path, count: int
-) -> list[Path]:
-    """Draw the found and the annotated classes of a few validation images, spread over the set.
-
-    Args:
-        segmenter: In evaluation mode.
-        dataset: The validation set.
-        folder: Where ``NAME.png`` and ``NAME_truth.png`` go.
-        count: Number of images.
-
-    Returns:
-        The drawn predictions.
-    """
-    drawn = []
-    device = next(segmenter.parameters()).device
-    for position in _spread(len(dataset), count):
-        image, truth, meta = dataset[position]
-        labels = segmenter.segment(image[None].to(device), meta.original_size)[0].argmax(0).to(torch.uint8)
-        path = Path(meta.file_name)
-        target = folder / f"{path.stem}.png"
-        names = segmenter.config.classes
-        Segmentation(labels.cpu(), names, path).plot(target)
-        Segmentation(truth.to(torch.uint8), names, path).plot(target.with_name(f"{path.stem}_truth.png"))
-        drawn.append(target)
-    return drawn
+def draw_detection(model: Detector, dataset: DetectionDataset, position: int, folder: Path) -> None:
+    """Draw found and annotated objects as ``NAME.png`` and ``NAME_truth.png``."""
+    image, _, meta = dataset[position]
+    (found,) = model([image.to(_device(model))], None, [meta])
+    assert isinstance(found, Instances)
+    names, path = model.config.classes, dataset.index.root / meta.file_name
+    truth = Detections(ground_truth(dataset, position), names, path=path)
+    truth.plot(folder / f"{path.stem}_truth.png", scores=False)
+    Detections(found.cpu(), names, path=path).plot(folder / f"{path.stem}.png", score=SCORE)
 
 
-@torch.inference_mode()
-def draw_classifications(
-    classifier: ImageClassifier, dataset: ClassificationDataset, folder: Path, count: int
-) -> list[Path]:
-    """Draw a few validation images, spread over the set, each with bars of its most probable classes.
+def draw_segmentation(model: Segmenter, dataset: SegmentationDataset, position: int, folder: Path) -> None:
+    """Draw the found and the annotated classes as ``NAME.png`` and ``NAME_truth.png``."""
+    image, truth, meta = dataset[position]
+    labels = model.segment(image[None].to(_device(model)), meta.original_size)[0].argmax(0)
+    names, path = model.config.classes, Path(meta.file_name)
+    Segmentation(truth.to(torch.uint8), names, path).plot(folder / f"{path.stem}_truth.png")
+    Segmentation(labels.to(torch.uint8).cpu(), names, path).plot(folder / f"{path.stem}.png")
 
-    Args:
-        classifier: In evaluation mode.
-        dataset: The validation set.
-        folder: Where ``NUMBER_NAME.png`` go.
-        count: Number of images.
 
-    Returns:
-        The drawn files.
-    """
-    drawn = []
-    device = next(classifier.parameters()).device
-    names = classifier.config.classes
-    for position in _spread(len(dataset), count):
-        image, label, meta = dataset[position]
-        probabilities = classifier(image[None].to(device))[0].float().softmax(0).cpu()
-        path = Path(meta.file_name)
-        target = folder / f"{position}_{path.stem}.png"
-        found = Classification(probabilities, names, meta.original_size, path)
-        found.plot(target, truth=names[label])
-        drawn.append(target)
-    return drawn
+def draw_classification(
+    model: ImageClassifier, dataset: ClassificationDataset, position: int, folder: Path
+) -> None:
+    """Draw the most probable classes beside the image as ``POSITION_NAME.png``."""
+    image, label, meta = dataset[position]
+    probabilities = model(image[None].to(_device(model)))[0].float().softmax(0).cpu()
+    names, path = model.config.classes, Path(meta.file_name)
+    found = Classification(probabilities, names, meta.original_size, path)
+    found.plot(folder / f"{position}_{path.stem}.png", truth=names[label])
 
 
 def ground_truth(dataset: DetectionDataset, position: int) -> Instances:
@@ -133,3 +100,7 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 
 def _spread(length: int, count: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, length - 1, min(count, length))})
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from piip.data.labels import IGNORED
+from piip.data.labels import IGNORED, LabelledSplit
 from piip.data.mask_layout import find_masks
 from piip.data.segmentation import SegmentationDataset, collate
 from piip.errors import ConfigError, DataError
@@ -15,8 +15,11 @@ from piip.train.confusion import count_pixels, segmentation_scores
 from piip.train.data import TaskData
 from piip.train.module import TrainingModule
 from piip.train.recipe import TrainRecipe
-from piip.train.samples import draw_segmentations
+from piip.train.samples import draw_samples, draw_segmentation
 from piip.train.task import Task, require_maps
+
+LOOKED_AT = 20
+"""Masks of a split that are read before training, until one has a class."""
 
 
 class SegmentationData(TaskData):
@@ -32,6 +35,8 @@ class SegmentationData(TaskData):
         train, val = layout.split(recipe.data.train), layout.split(recipe.data.val)
         self.train_set = SegmentationDataset(train, recipe.image, recipe.augment, recipe.trainer.seed)
         self.val_set = SegmentationDataset(val, recipe.image)
+        for split in (train, val):
+            _refuse_unlabelled(split)
         if recipe.data.batch_size == 1:
             raise ConfigError(
                 "data.batch_size is 1, but the batch norms of UperNet compare images of one batch; give at least 2."
@@ -41,6 +46,17 @@ class SegmentationData(TaskData):
     def collate(items: Any) -> Any:
         """Stack crops; whole images come singly."""
         return collate(items)
+
+
+def _refuse_unlabelled(split: LabelledSplit) -> None:
+    """Refuse masks whose values are no classes: nothing could be learned, and no number would say so."""
+    looked = min(len(split.images), LOOKED_AT)
+    if not any((split.labels(index) != IGNORED).any() for index in range(looked)):
+        raise DataError(
+            f"No pixel of the first {looked} images in {split.source} has a class: their masks hold none of the "
+            f"values of {', '.join(split.classes[:4])}{', ...' * (len(split.classes) > 4)}; piip check-data counts "
+            "the pixels of every class."
+        )
 
 
 class SegmentationModule(TrainingModule):
@@ -117,4 +133,4 @@ class SegmentationTask(Task):
     def draw_samples(model: nn.Module, data: TaskData, folder: Path, count: int) -> None:
         """Draw the found and the annotated classes of a few validation images."""
         assert isinstance(model, Segmenter)
-        draw_segmentations(model, data.val_set, folder, count)
+        draw_samples(draw_segmentation, model, data.val_set, folder, count)

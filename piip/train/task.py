@@ -14,6 +14,8 @@ from piip.train.data import TaskData
 from piip.train.optimizer import find_network
 from piip.train.recipe import TrainRecipe
 
+_STAND_INS = ("one class", "another")
+"""Classes of a model that is built before those of the data are known."""
 _WORDS = {0: "none", 1: "one", 2: "two", 3: "three", 4: "four"}
 
 
@@ -36,6 +38,11 @@ class Task(ABC):
     @abstractmethod
     def new_model(network: nn.Module, recipe: TrainRecipe, classes: tuple[str, ...]) -> nn.Module:
         """Return a model with a new head on a network."""
+
+    @classmethod
+    def check_head(cls, network: nn.Module, recipe: TrainRecipe) -> None:
+        """Refuse a head that is impossible on a network of the meta device, before data are read."""
+        cls.new_model(network, recipe, _STAND_INS)
 
     @staticmethod
     def prepare(model: nn.Module, recipe: TrainRecipe) -> None:

@@ -47,6 +47,8 @@ def explain(error: Exception, known: Iterable[str] = ()) -> str:
         name = text.rpartition("unrecognized arguments: ")[2].split()[0]
         option = name.split("=")[0].lstrip("-")
         return f"There is no argument {name.split('=')[0]!r}. {nearest(option, known)}"
+    if nested := re.search(r"\"(\w+)\".*NestedArg\(key='([\w.]+)'", text):
+        return f"There is no argument '--{'.'.join(nested.groups())}'; give --{nested[1]} itself."
     match = re.search(r'key "([\w.]+)": (.*)$', text)
     if match is None:
         return text[:1].upper() + text[1:].rstrip(".") + "."

@@ -46,6 +46,7 @@ def test_every_verb_explains_itself(verb, capsys):
     summary = VERBS[verb][1]
     assert summary.split()[0] in text
     assert not re.search(r"<class|Optional\[|Literal\[|tuple\[|class_path", text), "types are said in words"
+    assert "`" not in text, "a terminal shows the marks of code as they are"
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,7 @@ def test_every_verb_explains_itself(verb, capsys):
         ),
         (["predict", "a.jpg", "--model", "nowhere", "--scales="], "test.scales is empty"),
         (["eval", "nowhere"], "nowhere"),
+        (["eval", "nowhere", "--data.folder", "x"], "no argument '--data.folder'; give --data itself"),
         (["eval", "nowhere", "--scales", "1,-2"], "test.scales is (1.0, -2.0); give a number above 0."),
         (["eval", "nowhere", "--scales", "nan"], "scales is 'nan'; expected float"),
         (["eval", "nowhere", "--scales", "some"], "scales is 'some'; expected float"),

@@ -228,7 +228,7 @@ def test_the_verb(folder, capsys):
     assert main(["check-data", str(far), "--task", "multimodal", "--images", str(folder / "images")]) == 0
     assert main(["check-data", str(far), "--task", "multimodal", "--images", str(folder / "gone")]) == 2
     capsys.readouterr()
-    assert main(["check-data", str(folder), "--images", str(folder)]) == 2
+    assert main(["check-data", str(folder), "--task", "detection", "--images", str(folder)]) == 2
     assert "--images is for --task multimodal" in capsys.readouterr().err
 
 

@@ -33,7 +33,11 @@ def test_a_chart_is_valid_and_labels_do_not_overlap():
 
 def test_a_chart_of_nothing_and_of_one_point():
     assert line_chart([Series("empty", [])], "step") == ""
-    assert "NaN" not in line_chart([Series("one", [(3.0, 0.0)])], "step")
+    one = line_chart([Series("one", [(3.0, 0.5)])], "step")
+    assert "NaN" not in one
+    drawing = ET.fromstring(one)
+    assert len(drawing.findall(f"{SPACE}circle")) == 1, "a line of one point would not be seen"
+    assert [text.text for text in drawing.findall(f"{SPACE}text")].count("3") == 1
 
 
 @pytest.mark.parametrize("name", ["piip_nano", "piip_tsbl_1792_1568_1120_448", "vit_b_1024"])

@@ -6,7 +6,8 @@ from piip.factory import create_model
 from piip.hub import save_pretrained
 from piip.tasks.detection import RCNN
 from piip.train.building import build_model, build_network
-from piip.train.recipe import ModelRecipe, TrainerRecipe, TrainRecipe
+from piip.train.recipe import DataRecipe, ModelRecipe, TrainerRecipe, TrainRecipe
+from piip.train.run import run_training
 
 HEAD = {"fpn_channels": 16, "representation_size": 32, "mask_channels": 16}
 
@@ -80,3 +81,29 @@ def test_settings_of_the_head_are_checked():
     bad = TrainRecipe(model=ModelRecipe(name="piip_nano"), detector={"mask": False})
     with pytest.raises(ConfigError, match="Did you mean 'masks'"):
         build_model(bad, ("cat",))
+
+
+HEADS = [
+    ({"detector": {"mask": False}}, "Did you mean 'masks'"),
+    ({"detector": {"num_heads": 4}}, "num_heads is a setting of the detector kind dino, this one is rcnn"),
+    ({"detector": {"kind": "dino"}}, "kind dino needs a network with three maps"),
+    ({"task": "segmentation", "segmenter": {"chanels": 64}}, "Did you mean 'channels'"),
+    ({"task": "segmentation", "segmenter": {"stride": 900}}, "windows would leave gaps"),
+    ({"task": "classification", "classifier": {"tokens": "mean"}}, "Did you mean 'token'"),
+    ({"model": ModelRecipe(name="piip_nono")}, "Did you mean 'piip_nano'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), HEADS)
+def test_settings_of_the_model_are_checked_before_the_data_are_read(changes, message, tmp_path):
+    parts = {"model": ModelRecipe(name="piip_nano"), "data": DataRecipe(folder="nowhere")} | changes
+    with pytest.raises(ConfigError, match=message):
+        run_training(TrainRecipe(**parts), tmp_path / "run")
+
+
+def test_a_new_head_on_a_saved_model_is_checked_before_the_data_are_read(tmp_path):
+    save_pretrained(create_model("piip_nano"), tmp_path / "saved")
+    start = ModelRecipe(start=str(tmp_path / "saved"), new_head=True)
+    bad = TrainRecipe(model=start, detector={"mask": False}, data=DataRecipe(folder="nowhere"))
+    with pytest.raises(ConfigError, match="Did you mean 'masks'"):
+        run_training(bad, tmp_path / "run")

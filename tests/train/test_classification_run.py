@@ -64,6 +64,13 @@ def test_the_folder_holds_everything(run, pictures):
     assert scores["top5"] == 1
 
 
+def test_the_report_says_what_is_seen(run):
+    assert main(["report", str(run.path)]) == 0
+    page = (run.path / "report.html").read_text()
+    assert "the five likeliest classes, the right one in green" in page
+    assert "objects with a score" not in page
+
+
 def test_colours_are_learned(pictures, tmp_path):
     plain = {"label_smoothing": 0.0}
     results = run_training(small(pictures, epochs=4, augment=plain), tmp_path / "run").read_results()

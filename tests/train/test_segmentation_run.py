@@ -1,6 +1,7 @@
 """A whole segmentation run on made-up pictures: train, interrupt, resume, evaluate, predict, report."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 import piip
 from piip.cli import main
-from piip.errors import ConfigError
+from piip.errors import ConfigError, DataError
 from piip.train.folder import RunFolder
 from piip.train.recipe import recipe_from_dict
 from piip.train.run import run_training
@@ -102,10 +103,21 @@ def test_prediction_writes_pictures_and_masks(run, pictures, tmp_path, capsys):
         assert (np.asarray(mask) == seen.labels.numpy()).all()
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_masks_without_a_class_are_refused(pictures, tmp_path, split):
+    shutil.copytree(pictures, tmp_path / "data")
+    for path in (tmp_path / "data" / "masks" / split).iterdir():
+        Image.new("L", (SIDE, SIDE), 77).save(path)
+    with pytest.raises(DataError, match=f"No pixel of the first . images in .*{split} has a class"):
+        run_training(small(tmp_path / "data"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_report_shows_the_metrics(run):
     assert main(["report", str(run.path)]) == 0
     page = (run.path / "report.html").read_text()
     assert "mean IoU" in page
+    assert ".." not in re.sub(r"<style>.*</style>|<pre>.*</pre>|base64,[^\"]*", "", page, flags=re.DOTALL)
     assert "disc" in page
 
 

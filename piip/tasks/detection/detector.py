@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Detector(nn.Module, ABC):
     """A detector on any backbone.
 
-    The backbone may run in bfloat16 under autocast; everything after it always runs in float32, as in the original.
+    The backbone may run in bfloat16 under autocast; everything after it always runs in float32, as in the original
+    (or in float64, after ``double()``).
 
     Args:
         config: What to detect and how.
@@ -77,7 +78,7 @@ class Detector(nn.Module, ABC):
             return losses
 
     def features(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Return the float32 maps that the head reads of normalised images (3, h, w)."""
+        """Return the maps, in at least float32, that the head reads of normalised images (3, h, w)."""
         maps = self.backbone(self.batch(images))
         with torch.autocast(images[0].device.type, enabled=False):
             return self.pyramid(maps)
@@ -100,7 +101,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Turn the backbone's maps into the float32 maps that the head reads, fine to coarse."""
+        """Turn the backbone's maps into those that the head reads, in at least float32, fine to coarse."""
 
     @abstractmethod
     def losses(

@@ -38,7 +38,7 @@ class _Mark(NamedTuple):
 def class_colour(label: int) -> Colour:
     """Return a vivid colour of its own for every class number."""
     hue = (0.45 + label * HUE_STEP) % 1
-    saturation, value = ((0.75, 1.0), (0.95, 0.85), (0.55, 1.0))[(label // 8) % 3]
+    saturation, value = ((0.75, 1.0), (0.95, 0.6), (0.45, 1.0))[(label // 8) % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
 

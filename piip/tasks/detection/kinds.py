@@ -1,5 +1,6 @@
 """Which detectors there are, by the names that recipes and saved models give them."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,9 +27,27 @@ def detector_config(head: Mapping[str, Any], described: Mapping[str, Any]) -> De
     Raises:
         ConfigError: There is no such kind, or a field is unknown or impossible.
     """
+    config_class = detector_class(head).config_class
     fields = {key: value for key, value in head.items() if key != "kind"}
+    for key in fields:
+        _refuse_others_setting(key, config_class)
     classes = {key: described[key] for key in ("classes",) if key in described}
-    return detector_class(head).config_class.from_dict({**described, **fields, **classes})
+    return config_class.from_dict({**described, **fields, **classes})
+
+
+def _refuse_others_setting(key: str, config_class: type[DetectorConfig]) -> None:
+    """Refuse a setting that only other kinds have; to one that none has, the description finds similar names."""
+    owners = [name for name, kind in KINDS.items() if key in _settings(kind.config_class)]
+    if owners and key not in _settings(config_class):
+        own = next(name for name, kind in KINDS.items() if kind.config_class is config_class)
+        raise ConfigError(
+            f"{key} is a setting of the detector kind {' or '.join(owners)}, this one is {own}; remove it, or set "
+            f"detector.kind to {owners[0]}."
+        )
+
+
+def _settings(config_class: type[DetectorConfig]) -> set[str]:
+    return {field.name for field in dataclasses.fields(config_class)}
 
 
 def new_detector(config: DetectorConfig, backbone: nn.Module) -> Detector:

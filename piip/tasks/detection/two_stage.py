@@ -12,6 +12,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from piip.merging import PyramidLevel
 from piip.network import PIIP
+from piip.ops import at_least_float32
 from piip.tasks.detection.anchors import Size
 from piip.tasks.detection.box_head import BoxHead, RoISamples, Scored
 from piip.tasks.detection.config import TwoStageConfig
@@ -66,9 +67,9 @@ class TwoStage(Detector):
         """The stages of heads, in the order in which they run."""
 
     def pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Turn the backbone's maps into the five float32 maps of the feature pyramid, fine to coarse."""
+        """Turn the backbone's maps into the five of the feature pyramid, in at least float32, fine to coarse."""
         self._check_maps(maps)
-        return list(self.fpn({str(level): x.float() for level, x in enumerate(maps)}).values())
+        return list(self.fpn({str(level): at_least_float32(x) for level, x in enumerate(maps)}).values())
 
     def fold(self) -> None:
         """Let the backbone's last upsamplings take over the pyramid's lateral convolutions, for inference.
@@ -97,7 +98,7 @@ class TwoStage(Detector):
             targets: As for :meth:`forward`.
         """
         config = self.config
-        objects = [target["boxes"].float() for target in targets]
+        objects = [target["boxes"].to(pyramid[0].dtype) for target in targets]
         padded = [self.padded_size(size) for size in sizes]
         output = self.rpn(pyramid)
         losses = self.rpn.loss(output, sizes, padded, objects)

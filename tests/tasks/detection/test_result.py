@@ -107,6 +107,9 @@ def test_plot_needs_the_image_that_was_searched(instances, tmp_path):
 
 def test_classes_have_colours_of_their_own():
     assert len({class_colour(label) for label in range(80)}) == 80
+    first = np.array([class_colour(label) for label in range(12)], np.float32)
+    apart = np.linalg.norm(first[:, None] - first[None], axis=2) + 999 * np.eye(12)
+    assert apart.min() > 60, "of few classes, no two look alike"
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from piip.interaction import DeformableAttention
+from piip.ops import at_least_float32
 from piip.tasks.detection.anchors import Size
 from piip.tasks.detection.boxes import clip, from_centre, to_centre
 from piip.tasks.detection.detector import Detector
@@ -93,9 +94,9 @@ class DINO(Detector):
         nn.init.normal_(self.level_embed)
 
     def pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Turn the backbone's maps into the float32 levels (B, D, H_l, W_l) of the transformer."""
+        """Turn the backbone's maps into the levels (B, D, H_l, W_l) of the transformer, in at least float32."""
         self._check_maps(maps)
-        return self.neck([x.float() for x in maps])
+        return self.neck([at_least_float32(x) for x in maps])
 
     def losses(
         self, pyramid: Sequence[Tensor], sizes: Sequence[Size], targets: Sequence[Target]
@@ -206,10 +207,9 @@ class DINO(Detector):
                 reference = seen.detach()
         return Decoded(torch.stack(logits), torch.stack(found))
 
-    @staticmethod
-    def objects(size: Size, target: Target) -> Objects:
+    def objects(self, size: Size, target: Target) -> Objects:
         """Return the objects of an image of ``size`` (height, width) relative to it."""
-        boxes = target["boxes"].float()
+        boxes = target["boxes"].to(self.level_embed.dtype)
         extent = _extent(size, boxes)
         return Objects(to_centre(boxes / extent), target["labels"], extent)
 
