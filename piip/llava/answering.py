@@ -1,5 +1,6 @@
 """A PIIP-LLaVA that is asked: load it, show it images, read the answer."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,12 @@ class Turn:
     """What one side of a conversation says.
 
     Attributes:
-        role: Who says it.
+        role: Who says it; ``system``, first of all, sets the tone instead of the template's own words.
         text: What is said.
         images: What is shown with it.
     """
 
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     text: str
     images: tuple[Image.Image, ...] = ()
 
@@ -110,6 +111,7 @@ class Answerer:
         conversations: Sequence[Sequence[Turn]],
         max_new_tokens: int = MAX_NEW_TOKENS,
         stream: Callable[[str], object] | None = None,
+        stop: Sequence[str] = (),
     ) -> list[str]:
         """Return what follows each conversation; all are answered at once, shorter ones padded on the left.
 
@@ -117,6 +119,7 @@ class Answerer:
             conversations: Turns, the last of them the user's.
             max_new_tokens: Where an answer is cut off.
             stream: As for `answer`; of one conversation only.
+            stop: Texts before which an answer ends.
 
         Raises:
             DataError: A text contains the mark of an image.
@@ -129,6 +132,7 @@ class Answerer:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}; give a number above 0.")
         inputs = self._inputs(conversations, max_new_tokens)
         tokenizer = self.processor.tokenizer
+        ends = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
@@ -136,9 +140,52 @@ class Answerer:
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
                 streamer=None if stream is None else _Streamer(tokenizer, stream),
+                **ends,
             )
         said = output[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+        texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+        return [_before(text, stop).strip() for text in texts]
+
+    def losses(
+        self, conversations: Sequence[Sequence[Turn]], answers: Sequence[str]
+    ) -> list[tuple[float, bool]]:
+        """Return how unlikely given answers are.
+
+        Args:
+            conversations: Turns, the last of them the user's.
+            answers: What is said next in each, exactly as it follows the prompt, with its space.
+
+        Returns:
+            For each: the mean negative log likelihood of the answer's tokens, and whether each of them is the
+            likeliest.
+
+        Raises:
+            DataError: A text contains the mark of an image, or an answer is empty.
+            ConfigError: A conversation is longer than what the model reads.
+        """
+        prompts = [self.render(conversation) for conversation in conversations]
+        texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        counts = [self._count_added(*pair) for pair in zip(prompts, texts, strict=True)]
+        if 0 in counts:
+            raise DataError("An answer is empty; leave it out.")
+        inputs = self._tokenize(texts, conversations, 0)
+        places = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        with torch.inference_mode():
+            logits = self.model(
+                **inputs, position_ids=places, logits_to_keep=max(counts) + 1, use_cache=False
+            ).logits
+        found = []
+        for row, tokens, count in zip(logits, inputs["input_ids"], counts, strict=True):
+            answer, likely = tokens[-count:], row[-count - 1 : -1].float().log_softmax(-1)
+            loss = -likely.gather(1, answer[:, None]).mean()
+            found.append((float(loss), bool((likely.argmax(-1) == answer).all())))
+        return found
+
+    def _count_added(self, prompt: str, text: str) -> int:
+        """Return how many tokens at the end of ``text`` differ from those of its beginning ``prompt``."""
+        before, after = self.processor.tokenizer([prompt, text])["input_ids"]
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
+        return len(after) - len(list(same))
 
     def render(self, conversation: Iterable[Turn]) -> str:
         """Return a conversation as the text that the model continues, a mark in place of each image.
@@ -156,6 +203,12 @@ class Answerer:
 
     def _inputs(self, conversations: Sequence[Sequence[Turn]], max_new_tokens: int) -> Any:
         texts = [self.render(conversation) for conversation in conversations]
+        return self._tokenize(texts, conversations, max_new_tokens)
+
+    def _tokenize(
+        self, texts: list[str], conversations: Sequence[Sequence[Turn]], max_new_tokens: int
+    ) -> Any:
+        """Return what the model reads of texts with the images of conversations, padded on the left."""
         images = [image for turns in conversations for turn in turns for image in turn.images]
         inputs = self.processor(images=images or None, text=texts, padding=True, return_tensors="pt")
         length, limit = inputs["input_ids"].shape[1], self._limit
@@ -179,6 +232,11 @@ def as_pictures(images: "Picture | Sequence[Picture]") -> tuple[Image.Image, ...
     """
     several: Any = images if isinstance(images, list | tuple) else [images]
     return tuple(Image.fromarray(read_pixels(image)[0].movedim(0, -1).numpy()) for image in several)
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    """Return a text up to the first of some others in it."""
+    return text[: min((text.index(mark) for mark in stop if mark in text), default=len(text))]
 
 
 class _Streamer(TextStreamer):

@@ -10,19 +10,26 @@ from piip.llava.configuration import PiipLlavaConfig
 
 IMAGE_TOKEN = "<image>"
 CHAT_TEMPLATE = (
+    "{% macro words(content) %}{% if content is string %}{{ content }}{% else %}"
+    "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}{% endmacro %}"
+    "{% if messages and messages[0]['role'] == 'system' %}{{ words(messages[0]['content']) + ' ' }}{% else %}"
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
-    "{% for message in messages %}"
-    "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% endif %}"
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
+    "{% if message['content'] is not string %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}"
+    "{% endif %}"
+    "{{ words(message['content']) }}"
     "{{ ' ' if message['role'] == 'user' else eos_token }}"
-    "{% endfor %}"
+    "{% elif not loop.first %}{{ raise_exception('A system message can only be the first one.') }}"
+    "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-"""Vicuna's form of a conversation, in which the released models were trained."""
+"""Vicuna's form of a conversation, in which the released models were trained; a system message takes the place of
+its first two sentences."""
 
 
 class PiipLlavaProcessor(LlavaProcessor):
