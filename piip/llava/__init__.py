@@ -3,7 +3,7 @@
 ``AutoModelForImageTextToText``, ``AutoProcessor`` and ``pipeline("image-text-to-text")`` then know the type.
 """
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
 
 from piip.llava.answering import Answerer, Turn
 from piip.llava.chat import Chat
@@ -25,4 +25,5 @@ __all__ = [
 
 AutoConfig.register(PiipLlavaConfig.model_type, PiipLlavaConfig)
 AutoModelForImageTextToText.register(PiipLlavaConfig, PiipLlavaForConditionalGeneration)
+AutoModelForMultimodalLM.register(PiipLlavaConfig, PiipLlavaForConditionalGeneration)
 AutoProcessor.register(PiipLlavaConfig, PiipLlavaProcessor)
