@@ -1,5 +1,6 @@
 """The description of a PIIP-LLaVA as a configuration of transformers."""
 
+import math
 from typing import Any, ClassVar, Literal, Self
 
 from huggingface_hub.dataclasses import strict
@@ -84,3 +85,15 @@ class PiipLlavaConfig(LlavaConfig):
             return int(self.out_grid[0] * self.out_grid[1])
         stride = int(self.token_stride())
         return (height // stride) * (width // stride)
+
+    def size_multiple(self) -> int:
+        """Return the number of pixels whose multiples, as sides of an image, give all branches whole tokens."""
+        return build_on_meta(self.vision.network_config().replace(size_divisor=None)).size_divisor
+
+    def smallest_side(self) -> int:
+        """Return the smallest multiple of `size_multiple` in which every branch has a token."""
+        network = build_on_meta(self.vision.network_config())
+        scales = network.config.scales()
+        needed = [max(network.branch(i).strides) / scale for i, scale in enumerate(scales)]
+        multiple = self.size_multiple()
+        return math.ceil(max(needed) / multiple - 1e-9) * multiple

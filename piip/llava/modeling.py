@@ -3,16 +3,22 @@
 What follows the features of images (their places among the tokens, the cache, generation, losses) is LLaVA's own.
 """
 
+import copy
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel
+from transformers import AutoModel, BitsAndBytesConfig, LlavaForConditionalGeneration, LlavaModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from piip.hf import PiipModel
 from piip.llava.configuration import PiipLlavaConfig
 from piip.tasks.multimodal.projector import PyramidProjector
+
+UNQUANTIZED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+"""What stays in full precision when the language model is loaded in 8 or 4 bits: a small share of the memory, whose
+errors would reach every answer."""
 
 
 class PiipLlavaModel(LlavaModel):
@@ -62,16 +68,37 @@ class PiipLlavaModel(LlavaModel):
         (features,) = self.get_image_features(empty).pooler_output
         return (0 * features).sum()
 
-    def get_image_features(self, pixel_values: Tensor, return_dict: bool = True, **options: Any) -> Any:
-        """Return the features of images (B, 3, H, W) for the language model.
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        return_dict: bool = True,
+        image_sizes: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """Return the features of images for the language model.
+
+        Args:
+            pixel_values: (B, 3, H, W).
+            return_dict: Whether the output is an object or a tuple.
+            image_sizes: (B, 2) height and width of every image, at the top left of its pixels; by default all of
+                them. Images of one size are seen together.
+            options: Not used; LLaVA's choice of layers.
 
         Returns:
             An output whose ``pooler_output`` is a list of B tensors (tokens, D), and whose ``hidden_states`` are
-            the maps (B, D_i, H_i, W_i) of the branches.
+            the maps (B, D_i, H_i, W_i) of the branches, where all images have one size.
         """
-        maps = self.vision_tower.network(pixel_values.to(self._vision_dtype))
-        features: Any = list(self.multi_modal_projector(maps))
-        output = BaseModelOutputWithPooling(pooler_output=features, hidden_states=tuple(maps))
+        pixels = pixel_values.to(self._vision_dtype)
+        features: Any = [None] * len(pixels)
+        maps: Any = None
+        sizes = [pixels.shape[-2:]] * len(pixels) if image_sizes is None else image_sizes.tolist()
+        groups = groups_of_equals(tuple(size) for size in sizes)
+        for (height, width), places in groups.items():
+            maps = self.vision_tower.network(pixels[places, :, :height, :width])
+            for place, feature in zip(places, self.multi_modal_projector(maps), strict=True):
+                features[place] = feature
+        seen = tuple(maps) if len(groups) == 1 else None
+        output = BaseModelOutputWithPooling(pooler_output=features, hidden_states=seen)
         return output if return_dict else output.to_tuple()
 
     @property
@@ -94,3 +121,23 @@ class PiipLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         self.model = PiipLlavaModel(config)
         self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
+        """Load a saved model as transformers does.
+
+        A `BitsAndBytesConfig` that does not say itself what stays in full precision leaves out `UNQUANTIZED`.
+        """
+        chosen = options.get("quantization_config")
+        if isinstance(chosen, BitsAndBytesConfig) and chosen.llm_int8_skip_modules is None:
+            options["quantization_config"] = chosen = copy.copy(chosen)
+            chosen.llm_int8_skip_modules = list(UNQUANTIZED)
+        return super().from_pretrained(*arguments, **options)
+
+
+def groups_of_equals(values: Iterable[Hashable]) -> dict[Any, list[int]]:
+    """Return the places of every value, in the order of first places."""
+    groups: dict[Any, list[int]] = {}
+    for place, value in enumerate(values):
+        groups.setdefault(value, []).append(place)
+    return groups

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-for needed in ("transformers", "fastapi", "uvicorn", "openai"):
-    pytest.importorskip(needed)
+pytest.importorskip("transformers")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("openai")
 
 from piip.llava import Answerer, Turn
 from tests.llava.test_model import picture
@@ -64,9 +66,7 @@ def post(address, **options):
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
     body = {"messages": messages, "temperature": 0, "max_tokens": LENGTH, **options}
-    request = urllib.request.Request(
-        address, json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as reply:
         return reply.read().decode()
 
