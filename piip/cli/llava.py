@@ -17,13 +17,13 @@ SHORT = 16
 """Tokens that are enough for a word or phrase."""
 
 
-def load_answerer(model: str, device: str) -> "Answerer":
+def load_answerer(model: str, device: str, bits: int | None = None) -> "Answerer":
     """Load a PIIP-LLaVA without the bars and notes of transformers.
 
     Raises:
         CheckpointError: There is none, or it is damaged.
         ConfigError: The device is not there.
-        MissingExtraError: transformers is not installed.
+        MissingExtraError: transformers is not installed, or bitsandbytes, if it is needed.
     """
     notes = require("transformers", "llava", "PIIP-LLaVA").utils.logging
     notes.set_verbosity_error()
@@ -31,7 +31,7 @@ def load_answerer(model: str, device: str) -> "Answerer":
     require("jinja2", "llava", "PIIP-LLaVA")
     from piip.llava import Answerer
 
-    return Answerer.load(model, device)
+    return Answerer.load(model, device, bits=bits)
 
 
 def refuse(model: str, kind: str, options: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from transformers import TextStreamer
 
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.hub import find_folder, is_llava
-from piip.llava.loading import load_model, load_processor
+from piip.llava.loading import in_bits, load_model, load_processor
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 from piip.llava.processing import PiipLlavaProcessor
 from piip.predict import choose_device, read_pixels
@@ -65,6 +65,7 @@ class Answerer:
         source: str | Path,
         device: str | torch.device = "auto",
         revision: str | None = None,
+        bits: int | None = None,
         **options: Any,
     ) -> Self:
         """Load a saved model and its processor.
@@ -73,16 +74,20 @@ class Answerer:
             source: The folder that both were saved in, a run folder, or ``owner/name`` on the Hugging Face Hub.
             device: Where it runs; ``auto`` takes a GPU if there is one.
             revision: Branch, tag or commit of the repository on the Hub.
-            options: Further arguments of transformers' ``from_pretrained``, such as ``quantization_config``.
+            bits: 8 or 4 to load the language model quantised by bitsandbytes.
+            options: Further arguments of transformers' ``from_pretrained``, such as ``attn_implementation``.
 
         Raises:
             CheckpointError: There is no PIIP-LLaVA, it is damaged, or its processor is missing.
-            ConfigError: The device is not there.
+            ConfigError: The device is not there, or ``bits`` is another number.
+            MissingExtraError: bitsandbytes is needed and not installed.
         """
         folder = find_folder(source, revision)
         if not is_llava(folder):
             raise CheckpointError(f"{folder} holds no PIIP-LLaVA; give the folder of a saved one.")
         options = {"dtype": "auto", "device_map": {"": choose_device(device)}} | options
+        if bits is not None:
+            options["quantization_config"] = in_bits(bits)
         return cls(load_model(folder, options), load_processor(folder))
 
     def answer(

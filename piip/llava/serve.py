@@ -1,8 +1,8 @@
 """An OpenAI-compatible server: ``python -m piip.llava.serve FOLDER``.
 
 This is ``transformers serve`` with all its options (``--help`` shows them). That command of transformers 5.23
-imports no package that could register a type, and it goes by a table of names into which registering a type does not
-write; both are done here.
+imports no package that could register a type, and it goes by a table of names into which registering a type does
+not write; both are done here.
 """
 
 import sys
