@@ -22,6 +22,8 @@ class PiipLlavaConfig(LlavaConfig):
         text_config: Any causal language model of transformers.
         projector_norm: ``group`` normalises over the map (released models), ``layer`` every token.
         out_grid: Height and width in tokens of every image; by default that of the branch with the largest image.
+        keep_aspect_ratio: Images are shown in their own aspect ratio, with as many tokens as they need, and not as
+            the squares that released models know.
     """
 
     model_type = "piip_llava"
@@ -34,6 +36,7 @@ class PiipLlavaConfig(LlavaConfig):
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     projector_norm: Literal["group", "layer"] = "group"
     out_grid: list[int] | tuple[int, int] | None = None
+    keep_aspect_ratio: bool = False
     vision_feature_select_strategy: Literal["default", "full"] = "full"
     vision_feature_layer: int | list[int] = -1
 

@@ -34,6 +34,8 @@ class PiipLlavaModel(LlavaModel):
     def __init__(self, config: PiipLlavaConfig) -> None:
         super(LlavaModel, self).__init__(config)  # LLaVA's own tower and projector are not built
         self.vision_tower = PiipModel(config.vision)
+        side = self.vision_tower.network.config.image_size
+        self._empty_side = config.smallest_side() if config.keep_aspect_ratio else side
         grid = config.out_grid
         self.multi_modal_projector: Any = PyramidProjector(
             self.vision_tower.network.out_channels,
@@ -53,20 +55,43 @@ class PiipLlavaModel(LlavaModel):
         every step, if zero, and FSDP gathers the same weights everywhere: processes whose samples have no image
         would otherwise wait for the others forever.
         """
-        learning = self.training and torch.is_grad_enabled()
         seen = pixel_values is not None or options.get("mm_encoder_outputs")
-        if learning and not seen and input_ids is not None:
+        if self._learns and not seen and input_ids is not None:
             embeddings = self.get_input_embeddings()(input_ids)
-            options["inputs_embeds"] = embeddings + self._nothing_seen().to(embeddings)
+            nothing = self._see_nothing(max(self._most_looks(0), 1))
+            options["inputs_embeds"] = embeddings + nothing.to(embeddings)
             input_ids = None
         return super().forward(input_ids=input_ids, pixel_values=pixel_values, **options)
 
-    def _nothing_seen(self) -> Tensor:
-        """Return zero, computed from all of the tower and the projector."""
-        side = self.vision_tower.network.config.image_size
-        empty = torch.zeros(1, 3, side, side, device=next(self.vision_tower.parameters()).device)
-        (features,) = self.get_image_features(empty).pooler_output
-        return (0 * features).sum()
+    def _see_nothing(self, times: int) -> Tensor:
+        """Return zero, computed from all of the tower and the projector some times over."""
+        device = next(self.vision_tower.parameters()).device
+        empty = torch.zeros(1, 3, self._empty_side, self._empty_side, device=device)
+        zero = torch.zeros((), device=device)
+        for _ in range(times):
+            zero = zero + (0 * self._look(empty)[0]).sum()
+        return zero
+
+    def _most_looks(self, looks: int) -> int:
+        """Return the most looks of any process in this step, asked before the first one.
+
+        Images of several sizes take several looks. FSDP gathers weights in each, so all processes need as many.
+        """
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not (self.config.keep_aspect_ratio and distributed and self._learns):
+            return looks
+        most = torch.tensor(looks, device=next(self.vision_tower.parameters()).device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return int(most)
+
+    @property
+    def _learns(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
+    def _look(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the features (B, tokens, D) and the maps of images of one size (B, 3, H, W)."""
+        maps = self.vision_tower.network(pixels.to(next(self.vision_tower.parameters()).dtype))
+        return self.multi_modal_projector(maps), maps
 
     def get_image_features(
         self,
@@ -88,22 +113,20 @@ class PiipLlavaModel(LlavaModel):
             An output whose ``pooler_output`` is a list of B tensors (tokens, D), and whose ``hidden_states`` are
             the maps (B, D_i, H_i, W_i) of the branches, where all images have one size.
         """
-        pixels = pixel_values.to(self._vision_dtype)
-        features: Any = [None] * len(pixels)
+        features: Any = [None] * len(pixel_values)
         maps: Any = None
-        sizes = [pixels.shape[-2:]] * len(pixels) if image_sizes is None else image_sizes.tolist()
-        groups = groups_of_equals(tuple(size) for size in sizes)
+        whole = [pixel_values.shape[-2:]] * len(pixel_values)
+        groups = groups_of_equals(map(tuple, whole if image_sizes is None else image_sizes.tolist()))
+        most = self._most_looks(len(groups))
         for (height, width), places in groups.items():
-            maps = self.vision_tower.network(pixels[places, :, :height, :width])
-            for place, feature in zip(places, self.multi_modal_projector(maps), strict=True):
+            found, maps = self._look(pixel_values[places, :, :height, :width])
+            for place, feature in zip(places, found, strict=True):
                 features[place] = feature
+        if most > len(groups):
+            features[0] = features[0] + self._see_nothing(most - len(groups)).to(features[0])
         seen = tuple(maps) if len(groups) == 1 else None
         output = BaseModelOutputWithPooling(pooler_output=features, hidden_states=seen)
         return output if return_dict else output.to_tuple()
-
-    @property
-    def _vision_dtype(self) -> torch.dtype:
-        return next(self.vision_tower.parameters()).dtype
 
 
 class PiipLlavaForConditionalGeneration(LlavaForConditionalGeneration):

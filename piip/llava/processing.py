@@ -71,28 +71,20 @@ class PiipLlavaProcessor(LlavaProcessor):
         )
 
     @classmethod
-    def of(
-        cls,
-        config: PiipLlavaConfig,
-        tokenizer: Any,
-        chat_template: str = CHAT_TEMPLATE,
-        keep_aspect_ratio: bool = False,
-    ) -> Self:
+    def of(cls, config: PiipLlavaConfig, tokenizer: Any, chat_template: str = CHAT_TEMPLATE) -> Self:
         """Return the processor of a model.
 
         Args:
             config: The model's.
             tokenizer: The language model's, with the image token.
             chat_template: Jinja template of conversations.
-            keep_aspect_ratio: Show new models images in their own aspect ratio, with as many tokens as they need,
-                instead of squares as the released models were trained on.
 
         Raises:
-            ConfigError: The sizes of the branches allow nothing but squares.
+            ConfigError: Images are to keep their aspect ratio, but the branches divide only squares into tokens.
         """
         side = config.vision.network_config().image_size
         return cls(
-            _whole_images(config, side) if keep_aspect_ratio else image_processor(side),
+            _whole_images(config, side) if config.keep_aspect_ratio else image_processor(side),
             tokenizer,
             patch_size=int(config.token_stride()),
             out_grid=config.out_grid,

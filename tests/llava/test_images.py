@@ -38,13 +38,14 @@ def network(small=64, large=SIDE):
     return PIIPConfig(branches, TINY_INTERACTION, MergingConfig("none", pyramid_levels=()))
 
 
-def config(**options):
-    return PiipLlavaConfig.of(network(), text_config(), 4, **options)
+def config(tower=None, **options):
+    options = {"keep_aspect_ratio": True} | options
+    return PiipLlavaConfig.of(tower or network(), text_config(), 4, **options)
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return PiipLlavaProcessor.of(config(), tokenizer(), keep_aspect_ratio=True)
+    return PiipLlavaProcessor.of(config(), tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_sizes_keep_the_aspect_ratio(processor, size, expected):
 
 def test_a_branch_is_never_too_small():
     """The smaller branch has 4 x 4 tokens at 64 x 64, and one where the larger has 4 x 4."""
-    settings = PiipLlavaConfig.of(network(32), text_config(), 4)
+    settings = config(network(32))
     assert (settings.size_multiple(), settings.smallest_side()) == (64, 64)
     assert (released().size_multiple(), released().smallest_side()) == (32, 32)
 
@@ -194,6 +195,36 @@ def test_it_learns_from_batches_as_from_samples(processor, llava, tmp_path):
     llava.zero_grad()
 
 
+@pytest.mark.parametrize("shown", [[0, 1], []])
+def test_processes_look_equally_often(processor, pictures, shown, monkeypatch):
+    """FSDP gathers weights at every look: another process looks three times at images of three sizes."""
+
+    def reduce(looks, operation):
+        assert operation == torch.distributed.ReduceOp.MAX
+        looks.fill_(3)
+
+    torch.manual_seed(0)
+    llava = PiipLlavaForConditionalGeneration(config()).train()
+    inputs = dict(
+        processor(
+            images=[pictures[number] for number in shown] or None,
+            text=[ask("a?", images=len(shown))],
+            return_tensors="pt",
+        )
+    )
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == 4, -100)
+    expected = llava(**inputs).loss
+    looks = []
+    llava.model.vision_tower.network.register_forward_hook(lambda *_: looks.append(1))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", reduce)
+    loss = llava(**inputs).loss
+    assert len(looks) == 3
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(p.grad is not None for p in llava.parameters())
+
+
 def test_cut_samples_lose_images_with_their_sizes(processor, tmp_path):
     conversations(tmp_path, [[0, 1]])
     sample = json.loads((tmp_path / "data.json").read_text())
@@ -216,7 +247,7 @@ def test_answers_are_explained_on_the_image_s_own_grid(processor, llava, picture
 
 @pytest.mark.parametrize(("keep", "grid"), [(True, None), (False, None), (True, (2, 3))])
 def test_inference_servers_are_told_the_tokens(pictures, keep, grid):
-    processor = PiipLlavaProcessor.of(config(out_grid=grid), tokenizer(), keep_aspect_ratio=keep)
+    processor = PiipLlavaProcessor.of(config(out_grid=grid, keep_aspect_ratio=keep), tokenizer())
     told = processor._get_num_multimodal_tokens(image_sizes=SHAPES)
     counts = (prepare(processor, pictures)["input_ids"] == 4).sum(1).tolist()
     assert told["num_image_tokens"] == counts
@@ -224,9 +255,8 @@ def test_inference_servers_are_told_the_tokens(pictures, keep, grid):
 
 
 def test_networks_of_squares_only_are_refused():
-    squares = PiipLlavaConfig.of(network(32, 72), text_config(), 4)
     with pytest.raises(ConfigError, match="leave keep_aspect_ratio out"):
-        PiipLlavaProcessor.of(squares, tokenizer(), keep_aspect_ratio=True)
+        PiipLlavaProcessor.of(config(network(32, 72)), tokenizer())
 
 
 def test_sizes_can_be_set_for_one_call(processor):
