@@ -196,9 +196,13 @@ class Answerer:
         """Return a conversation as the text that the model continues, a mark in place of each image.
 
         Raises:
-            DataError: A turn's text contains the mark of an image.
+            DataError: A turn's text contains the mark of an image, or the system speaks later than first.
         """
         turns, mark = list(conversation), self.processor.image_token
+        if any(turn.role == "system" for turn in turns[1:]):
+            raise DataError(
+                "A turn of the system can only be the first one of a conversation; move it there."
+            )
         if any(mark in turn.text for turn in turns):
             raise DataError(
                 f"A text contains {mark!r}, which stands for an image; leave it out, images are given on their own."
