@@ -4,7 +4,7 @@ import contextlib
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from piip.cli.console import console
 from piip.cli.llava import load_answerer
@@ -27,7 +27,7 @@ def chat_with(
     image: Path | None = None,
     max_new_tokens: int = 512,
     device: str = "auto",
-    bits: Literal[4, 8] | None = None,
+    bits: int | None = None,
 ) -> None:
     """Talk with a PIIP-LLaVA in the terminal.
 
