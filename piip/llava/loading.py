@@ -1,5 +1,6 @@
 """Loading a saved PIIP-LLaVA, and complaining in one sentence where transformers warns or raises many things."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def in_bits(bits: int) -> BitsAndBytesConfig:
     if bits not in (4, 8):
         raise ConfigError(f"bits is {bits}; give 4 or 8.")
     require("bitsandbytes", "bits", f"Loading in {bits} bits")
+    # It would say at every layer of every token that 8 bits are multiplied in float16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
