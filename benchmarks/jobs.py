@@ -198,7 +198,7 @@ def profile(recipe: TrainRecipe, images: int) -> dict[str, dict[str, float]]:
     data = DetectionData(recipe)
     for split in (data.train_set, data.val_set):
         split.indices = split.indices[:images]
-    model = build_model(recipe, data.train_set.classes)
+    model = build_model(recipe, data.classes)
     assert isinstance(model, two_stage.TwoStage)
     module = detection.DetectionModule(model, recipe, data)
     image, target, meta = data.train_set[0]

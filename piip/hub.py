@@ -1,8 +1,9 @@
 """Saving whole models and loading them again: safetensors and one config.json, from a folder or the Hub."""
 
+import contextlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,25 @@ def save_pretrained(
     """
     folder = Path(folder)
     description = _as_json(describe(model) | {"piip_version": __version__, "metadata": dict(metadata or {})})
+    with replacing_model(folder) as temporary:
+        save_torch_state_dict(model.state_dict(), temporary, max_shard_size=MAX_SHARD_SIZE)
+        (temporary / CONFIG_NAME).write_text(description, encoding="utf-8")
+    if push_to is not None:
+        _push(folder, push_to)
+
+
+@contextlib.contextmanager
+def replacing_model(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder whose files become the model of ``folder`` at the end, or not at all after an error.
+
+    Raises:
+        PiipError: The folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
             temporary = Path(name)
-            save_torch_state_dict(model.state_dict(), temporary, max_shard_size=MAX_SHARD_SIZE)
-            (temporary / CONFIG_NAME).write_text(description, encoding="utf-8")
+            yield temporary
             mode = (temporary / CONFIG_NAME).stat().st_mode  # weights are written readable by the owner alone
             # A folder without its description is not taken for a model: it goes first and comes last.
             (folder / CONFIG_NAME).unlink(missing_ok=True)
@@ -65,8 +79,6 @@ def save_pretrained(
                 path.replace(folder / path.name)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    if push_to is not None:
-        _push(folder, push_to)
 
 
 def from_pretrained(
@@ -96,7 +108,7 @@ def from_pretrained(
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return what config.json says of a saved model.
+    """Return what config.json says of a saved model; of a PIIP-LLaVA, only what it says of the network.
 
     Raises:
         CheckpointError: The file is missing or damaged.
@@ -110,6 +122,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}); save or download the model again.") from error
+    if isinstance(description, dict) and description.get("model_type") == LLAVA_TYPE:
+        description = {"kind": LLAVA_TYPE, **(description.get("vision_config") or {})}
     if not isinstance(description, dict) or "network" not in description:
         raise CheckpointError(f"{path} does not describe a piip model; it has no 'network'.")
     return description

@@ -68,10 +68,10 @@ def _convert_language(folder: Path, config: "PIIPConfig", out: Path, alone: bool
 
     require("transformers", "llava", "Converting a language model")
     from piip.llava.conversion import convert_llava
+    from piip.llava.loading import save_llava
 
     llava, processor = convert_llava(folder, config)
-    llava.save_pretrained(out)
-    processor.save_pretrained(out)
+    save_llava(llava, processor, out)
 
 
 def _head(recipe: "TrainRecipe", config: "PIIPConfig") -> "DetectorConfig | SegmenterConfig | None":

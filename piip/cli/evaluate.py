@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piip.cli.console import percent, table
-from piip.cli.llava import INSTRUCTION, SHORT, evaluate_answers, refuse
+from piip.cli.llava import evaluate_answers, refuse
 from piip.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,18 +29,18 @@ def evaluate(
 
     The data of a PIIP-LLaVA is a file of questions: one JSON object a line with image, text and label (yes or no),
     as POPE has them, or a JSON list of objects with image, question and answers (ten texts), as TextVQA has them.
-    Scores and answers are written.
+    Scores and answers are written. Of a file of conversations, the loss of their answers is measured.
 
     Args:
         model: A run, or the folder of a saved model.
-        data: The data set; that of the run by default. Of a PIIP-LLaVA, the file of questions.
+        data: The data set; that of the run by default. Of a PIIP-LLaVA, the file of questions or conversations.
         split: The split; the run's validation split by default.
         max_detections: Detections per image that count; the run's setting, or 100.
         scales: Look at each image at these factors of its scale, such as 0.75,1,1.25, and merge what is seen.
         flip: Also look at each image mirrored left to right.
         images: Where the names of images in a file of questions begin; the file's own folder by default.
-        instruction: A line after every question; "Answer the question using a single word or phrase." by default.
-        max_new_tokens: Where an answer is cut off; 16 by default.
+        instruction: A line after every question; the run's, or "Answer the question using a single word or phrase".
+        max_new_tokens: Where an answer is cut off; the run's, or 16 tokens.
         batch_size: Questions that are answered at once; 1 by default.
         device: Where the model runs: auto, cpu, cuda, cuda:1, mps.
         out: Where the results are written as JSON; eval_SPLIT.json in the run folder by default, for questions
@@ -57,13 +57,8 @@ def evaluate(
     if is_llava(find_folder(model)):
         seeing = {"split": split, "max_detections": max_detections, "scales": scales != (1.0,), "flip": flip}
         refuse(model, "a PIIP-LLaVA", seeing)
-        if data is None:
-            raise ConfigError(
-                f"{model} is a PIIP-LLaVA; name a file of questions with --data questions.jsonl."
-            )
-        defaults = {"instruction": INSTRUCTION, "max_new_tokens": SHORT, "batch_size": 1}
         given = {name: value for name, value in asking.items() if value is not None}
-        return evaluate_answers(model, data, images, device, out, **(defaults | given))
+        return evaluate_answers(model, data, images, device, out, given)
     refuse(model, "no PIIP-LLaVA", {"images": images, **asking})
     run = RunFolder(Path(model))
     recipe = run.recipe() if run.config.is_file() else None

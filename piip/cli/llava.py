@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any
 from piip.cli.console import console, percent, table, tracked
 from piip.errors import ConfigError, require
 from piip.files import cannot_write, write_json
+from piip.train.recipe import TrainRecipe
 
 if TYPE_CHECKING:
     from piip.llava import Answerer
 
-INSTRUCTION = "Answer the question using a single word or phrase."
-"""What LLaVA models were trained to be told, and are told by the published evaluations of POPE and TextVQA."""
-SHORT = 16
-"""Tokens that are enough for a word or phrase."""
+
+def silence_transformers() -> None:
+    """Turn off the bars and notes of transformers: what matters is said by our own.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+    """
+    notes = require("transformers", "llava", "PIIP-LLaVA").utils.logging
+    notes.set_verbosity_error()
+    notes.disable_progress_bar()
 
 
 def load_answerer(model: str, device: str, bits: int | None = None) -> "Answerer":
@@ -25,9 +32,7 @@ def load_answerer(model: str, device: str, bits: int | None = None) -> "Answerer
         ConfigError: The device is not there.
         MissingExtraError: transformers is not installed, or bitsandbytes, if it is needed.
     """
-    notes = require("transformers", "llava", "PIIP-LLaVA").utils.logging
-    notes.set_verbosity_error()
-    notes.disable_progress_bar()
+    silence_transformers()
     require("jinja2", "llava", "PIIP-LLaVA")
     from piip.llava import Answerer
 
@@ -78,39 +83,106 @@ def answer_about(
 
 
 def evaluate_answers(
-    model: str, data: Path, images: Path | None, device: str, out: Path | None, **settings: Any
+    model: str,
+    data: Path | None,
+    images: Path | None,
+    device: str,
+    out: Path | None,
+    given: dict[str, Any],
 ) -> dict[str, Any]:
-    """Ask the questions of a file, print the scores, and write scores and answers.
+    """Ask the questions of a file, or read its conversations, print the scores and write them.
 
     Args:
-        model: The folder of a PIIP-LLaVA.
-        data: The questions, see `piip.llava.questions.read_questions`.
+        model: The folder of a PIIP-LLaVA, or a run.
+        data: Questions, see `piip.llava.questions.read_questions`, or conversations; those of the run by default.
         images: Where the names of images begin.
         device: Where the model runs.
-        out: Where the scores go; the answers go beside them.
-        settings: ``instruction``, ``max_new_tokens`` and ``batch_size``, as `answer_questions` takes them.
+        out: Where the scores go; answers go beside them.
+        given: ``instruction``, ``max_new_tokens`` and ``batch_size``, those that are not to be as in the run.
 
     Raises:
-        DataError: The questions or an image cannot be read.
+        ConfigError: No data is named, and the model is no run of training.
+        DataError: The data or an image cannot be read.
         PiipError: The results cannot be written.
     """
     require("transformers", "llava", "PIIP-LLaVA")
-    from piip.llava.questions import answer_questions, read_questions, record_of, score
+    from piip.data.conversation_layout import find_file, holds_conversations
+    from piip.train.folder import RunFolder
 
-    form, questions = read_questions(data, images)
+    run = RunFolder(Path(model))
+    recipe = run.recipe() if run.config.is_file() else TrainRecipe(task="multimodal")
+    if data is None:
+        if not recipe.data.folder:
+            raise ConfigError(
+                f"{model} is a PIIP-LLaVA; name a file of questions with --data questions.jsonl."
+            )
+        data = find_file(recipe.data.folder, recipe.data.val)
+        images = images or _images_of(recipe)
     target = out or (Path(model) if Path(model).is_dir() else Path()) / f"eval_{data.stem}.json"
     _require_writable(target)  # before the work, not after it
     answerer = load_answerer(model, device)
+    if holds_conversations(data):
+        scores = _read_conversations(answerer, data, images, recipe, given.get("batch_size", 1))
+        settings: dict[str, Any] = {"form": "conversations"}
+    else:
+        defaults = {
+            "instruction": recipe.language.instruction,
+            "max_new_tokens": recipe.language.max_new_tokens,
+            "batch_size": 1,
+        }
+        settings = defaults | given
+        form, scores, records = _ask_questions(answerer, data, images, settings)
+        settings = {"form": form} | settings
+        write_json(target.with_name(f"{target.stem}_answers.json"), records)
+    write_json(target, {"data": str(data)} | settings | {"scores": scores})
+    rows = [[name, _shown(name, value)] for name, value in scores.items()]
+    table(f"{model} on {data} ({settings['form']})", ["metric", "value"], rows)
+    console().print(f"scores: {target}", markup=False, emoji=False)
+    return scores
+
+
+def _ask_questions(
+    answerer: "Answerer", data: Path, images: Path | None, settings: dict[str, Any]
+) -> tuple[str, dict[str, float], list[dict[str, Any]]]:
+    from piip.llava.questions import answer_questions, read_questions, record_of, score
+
+    form, questions = read_questions(data, images)
     asked = answer_questions(answerer, questions, **settings)
     answers = list(tracked(asked, len(questions), "answering"))
-    scores = score(form, questions, answers)
     records = [record_of(question, answer) for question, answer in zip(questions, answers, strict=True)]
-    write_json(target.with_name(f"{target.stem}_answers.json"), records)
-    write_json(target, {"data": str(data), "form": form} | settings | {"scores": scores})
-    rows = [[name, percent(value)] for name, value in scores.items() if name != "questions"]
-    table(f"{model} on {len(questions)} questions of {data} ({form})", ["metric", "%"], rows)
-    console().print(f"answers and scores: {target}", markup=False, emoji=False)
-    return scores
+    return form, score(form, questions, answers), records
+
+
+def _read_conversations(
+    answerer: "Answerer", data: Path, images: Path | None, recipe: TrainRecipe, batch_size: int
+) -> dict[str, float]:
+    from piip.data.conversations import ConversationFile
+    from piip.llava.answers import PLAIN_TEMPLATE
+    from piip.llava.dataset import ConversationCollator, ConversationDataset
+    from piip.llava.likelihood import answer_scores, count_conversations
+
+    settings, processor = recipe.language, answerer.processor
+    template = PLAIN_TEMPLATE if settings.captions else None
+    dataset = ConversationDataset(ConversationFile(data, images), processor, settings.max_length, template)
+    collate = ConversationCollator(processor.tokenizer.pad_token_id)
+    counted = count_conversations(answerer.model, dataset, collate, batch_size)
+    return answer_scores(tracked(counted, -(-len(dataset) // batch_size), "reading"))
+
+
+def _images_of(recipe: TrainRecipe) -> Path:
+    """Return where a run found the images of its questions: where those of its conversations are."""
+    from piip.data.conversation_layout import find_file
+    from piip.data.conversations import ConversationFile
+
+    if recipe.data.images is not None:
+        return Path(recipe.data.images)
+    return ConversationFile(find_file(recipe.data.folder, recipe.data.train)).folder
+
+
+def _shown(name: str, value: float) -> str:
+    if name in ("questions", "tokens"):
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if name == "loss" else f"{percent(value)} %"
 
 
 def _require_writable(target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from piip.cli.llava import silence_transformers
 from piip.train.recipe import TrainRecipe
 
 
@@ -19,4 +20,6 @@ def train_model(recipe: TrainRecipe, out: Path | None = None, resume: bool = Fal
     """
     from piip.train.run import run_training
 
+    if recipe.task == "multimodal":
+        silence_transformers()
     return run_training(recipe, out or Path("runs") / (recipe.name or "run"), resume=resume).path

@@ -10,6 +10,7 @@ TRIED = 20
 """Images looked for in every place."""
 
 _IMAGE_PLACES = (".", "images", "..", "../images")
+_SHOWN = 8
 _PEEK = 1 << 16  # bytes by which a file of conversations is recognised
 
 
@@ -55,15 +56,31 @@ def find_conversations(path: str | Path) -> dict[str, Path]:
     if not path.is_dir():
         return {path.stem: path}
     files = sorted(file for depth in ("*", "*/*") for file in path.glob(f"{depth}.json*"))
-    found = {
-        str(file.relative_to(path).with_suffix("")): file for file in files if _holds_conversations(file)
-    }
+    found = {str(file.relative_to(path).with_suffix("")): file for file in files if holds_conversations(file)}
     if not found:
         raise DataError(f"No conversations were found in {path}; give a json list of LLaVA's form.")
     return found
 
 
-def _holds_conversations(path: Path) -> bool:
+def find_file(folder: str | Path, name: str) -> Path:
+    """Return a file of conversations or questions by its name, with or without ``.json`` or ``.jsonl``.
+
+    Raises:
+        DataError: The folder or the file does not exist.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"The folder {folder} does not exist; check data.folder.")
+    for suffix in ("", ".json", ".jsonl"):
+        if (found := folder / f"{name}{suffix}").is_file():
+            return found
+    known = sorted(path.name for path in folder.glob("*.json*"))
+    shown = f"it has {', '.join(known[:_SHOWN])}" if known else "it has no json file at all"
+    raise DataError(f"{folder} has no file {name}.json or {name}.jsonl; {shown}.")
+
+
+def holds_conversations(path: Path) -> bool:
+    """Return whether a file holds conversations, by its beginning."""
     try:
         with path.open("rb") as file:
             return b'"conversations"' in file.read(_PEEK)

@@ -143,6 +143,7 @@ class Answerer:
                 **inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                synced_gpus=False,  # a sharded model is whole while it is asked: nobody waits for others
                 pad_token_id=tokenizer.pad_token_id,
                 streamer=None if stream is None else _Streamer(tokenizer, stream),
                 **ends,

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig
 
 from piip.config import PIIPConfig
 from piip.convert.official import translate_network
 from piip.errors import CheckpointError, ConfigError
+from piip.llava.assembly import add_image_token, vocabulary_rows
 from piip.llava.configuration import PiipLlavaConfig
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
-from piip.llava.processing import IMAGE_TOKEN, PiipLlavaProcessor
+from piip.llava.processing import PiipLlavaProcessor
 from piip.network import build_on_meta
 from piip.tasks.multimodal.projector import projector_state_dict
 from piip.weights import account_for, read_state_dict
@@ -24,8 +24,6 @@ from piip.weights import account_for, read_state_dict
 State = dict[str, Tensor]
 
 TOWER, PROJECTOR = "model.vision_tower.vision_tower.", "model.mm_projector."
-VOCABULARY_STEP = 64
-"""Vocabularies are filled up to its multiple, so that matrices have even sizes."""
 _RECOMPUTED = ".rotary_emb.inv_freq"
 
 
@@ -63,7 +61,7 @@ def convert_llava(
         projected = projector_state_dict(projector)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    rows = -(-max(text.vocab_size, image_token_id + 1) // VOCABULARY_STEP) * VOCABULARY_STEP
+    rows = vocabulary_rows(text.vocab_size, image_token_id)
     named = (
         {f"model.vision_tower.network.{key}": value for key, value in inside.items()}
         | {f"model.multi_modal_projector.{key}": value for key, value in projected.items()}
@@ -94,9 +92,7 @@ def _tokenizer(folder: Path) -> tuple[Any, int]:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} has no tokenizer that can be read ({error}).") from error
-    tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
-    number: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    return tokenizer, number
+    return tokenizer, add_image_token(tokenizer)
 
 
 def _language(state: Mapping[str, Tensor], rows: int) -> State:

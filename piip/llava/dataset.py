@@ -21,9 +21,7 @@ from piip.data.sampler import Key
 from piip.errors import ConfigError, DataError
 from piip.llava.answers import AnswerFinder, Rendered, expand
 from piip.llava.images import stack_images
-
-IGNORED = -100
-"""Label of tokens that are not learnt."""
+from piip.llava.modeling import IGNORED
 
 Item = dict[str, Tensor]
 
@@ -112,7 +110,7 @@ class ConversationDataset(Dataset[Item]):
                 return item
         raise DataError(
             f"No sample of {self.conversations.path} from {first} on can be used ({self.losses()}); run "
-            "piip check-data --task multimodal on it."
+            "piip check-data --task multimodal on it, or raise max_length."
         )
 
     def _item_or_none(self, index: int) -> Item | None:

@@ -1,4 +1,4 @@
-"""Loading a saved PIIP-LLaVA, and complaining in one sentence where transformers warns or raises many things."""
+"""Saving a PIIP-LLaVA and loading it; where transformers warns or raises many things, one sentence complains."""
 
 import logging
 from pathlib import Path
@@ -8,8 +8,20 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from piip.errors import CheckpointError, ConfigError, require
+from piip.hub import replacing_model
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 from piip.llava.processing import PiipLlavaProcessor
+
+
+def save_llava(model: PiipLlavaForConditionalGeneration, processor: PiipLlavaProcessor, folder: Path) -> None:
+    """Save a model and its processor to one folder; either both are complete or nothing is left.
+
+    Raises:
+        PiipError: The folder cannot be written.
+    """
+    with replacing_model(folder) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
 
 
 def load_model(folder: Path, options: dict[str, Any]) -> PiipLlavaForConditionalGeneration:

@@ -4,7 +4,7 @@ What follows the features of images (their places among the tokens, the cache, g
 """
 
 import copy
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from piip.tasks.multimodal.projector import PyramidProjector
 UNQUANTIZED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
 """What stays in full precision when the language model is loaded in 8 or 4 bits: a small share of the memory, whose
 errors would reach every answer."""
+
+IGNORED = -100
+"""Label of tokens that are not learnt."""
 
 
 class PiipLlavaModel(LlavaModel):
@@ -36,13 +39,7 @@ class PiipLlavaModel(LlavaModel):
         self.vision_tower = PiipModel(config.vision)
         side = self.vision_tower.network.config.image_size
         self._empty_side = config.smallest_side() if config.keep_aspect_ratio else side
-        grid = config.out_grid
-        self.multi_modal_projector: Any = PyramidProjector(
-            self.vision_tower.network.out_channels,
-            config.text.hidden_size,
-            config.projector_norm,
-            None if grid is None else (int(grid[0]), int(grid[1])),
-        )
+        self.multi_modal_projector: Any = new_projector(config, self.vision_tower.network.out_channels)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -129,6 +126,22 @@ class PiipLlavaModel(LlavaModel):
         return output if return_dict else output.to_tuple()
 
 
+def new_projector(config: PiipLlavaConfig, dims: Sequence[int]) -> PyramidProjector:
+    """Return a random projector of a model.
+
+    Args:
+        config: The model's.
+        dims: Width of every branch's map.
+    """
+    grid = config.out_grid
+    return PyramidProjector(
+        dims,
+        config.text.hidden_size,
+        config.projector_norm,
+        None if grid is None else (int(grid[0]), int(grid[1])),
+    )
+
+
 class PiipLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     """A PIIP-LLaVA that answers.
 
@@ -156,6 +169,23 @@ class PiipLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             options["quantization_config"] = chosen = copy.copy(chosen)
             chosen.llm_int8_skip_modules = list(UNQUANTIZED)
         return super().from_pretrained(*arguments, **options)
+
+    def answer_logits(self, labels: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """Return what is predicted where something is to be learnt, and nowhere else.
+
+        The loss of `forward` is the cross entropy of the two. It computes logits for every token first: of a
+        thousand tokens of an image for each of 32,000 words, which is most of the memory of a training step.
+
+        Args:
+            labels: (B, L) tokens, -100 where nothing is learnt.
+            inputs: ``input_ids``, ``attention_mask`` and ``pixel_values``, as for `forward`.
+
+        Returns:
+            Logits (M, vocabulary) float32 and labels (M).
+        """
+        hidden = self.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        learnt = labels[:, 1:] != IGNORED
+        return self.lm_head(hidden[learnt]).float(), labels[:, 1:][learnt]
 
 
 def groups_of_equals(values: Iterable[Hashable]) -> dict[Any, list[int]]:

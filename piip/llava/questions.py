@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from piip.errors import ConfigError, DataError
 from piip.llava.answering import MAX_NEW_TOKENS, Answerer, Turn, as_pictures
-from piip.llava.scoring import FEWEST_ANSWERS, pope_scores, says_yes, soft_accuracy, vqa_scores
+from piip.llava.scoring import FEWEST_ANSWERS, exact_match, pope_scores, says_yes, soft_accuracy, vqa_scores
 
 Form = Literal["pope", "textvqa"]
 _LABELS = {"yes": True, "no": False}
@@ -29,6 +29,14 @@ class Question:
     image: Path
     text: str
     truth: bool | tuple[str, ...]
+
+    def right(self, answer: str) -> float:
+        """Return how right an answer is, from 0 to 1; of an only true answer, all or nothing."""
+        if isinstance(self.truth, bool):
+            return float(says_yes(answer) == self.truth)
+        if len(self.truth) < FEWEST_ANSWERS:
+            return float(exact_match(answer, self.truth))
+        return soft_accuracy(answer, self.truth)
 
 
 def read_questions(path: str | Path, images: str | Path | None = None) -> tuple[Form, list[Question]]:
@@ -105,14 +113,12 @@ def score(form: Form, questions: Sequence[Question], answers: Sequence[str]) -> 
 
 def record_of(question: Question, answer: str) -> dict[str, Any]:
     """Return a question, its answer, and how right that is (0 to 1), as JSON-ready values."""
-    truth = question.truth
-    right = float(says_yes(answer) == truth) if isinstance(truth, bool) else soft_accuracy(answer, truth)
     return {
         "question_id": question.id,
         "image": str(question.image),
         "question": question.text,
         "answer": answer,
-        "score": right,
+        "score": question.right(answer),
     }
 
 

@@ -62,10 +62,11 @@ def write_report(
     folder = RunFolder(Path(run))
     recipe = folder.recipe()
     name = recipe.model.name or " + ".join(recipe.model.branches) or recipe.model.start or "model"
+    asking = ' --prompt "What is in the picture?"' if recipe.task == "multimodal" else ""
     commands = (
         f"piip train {folder.config} --out {folder.path}-again",
         f"piip eval {folder.path}",
-        f"piip predict IMAGE.jpg --model {folder.path}",
+        f"piip predict IMAGE.jpg --model {folder.path}{asking}",
     )
     report = Report(
         folder,
@@ -121,6 +122,9 @@ def _header(report: Report, results: dict[str, Any]) -> str:
     if isinstance(scores := results.get("classification"), dict):
         numbers.append((percent(scores["top1"]), "top-1 accuracy"))
         numbers.append((percent(scores["top5"]), "top-5 accuracy"))
+    if isinstance(scores := results.get("answers"), dict):
+        named = "tokens of answers found" if "loss" in scores else "questions answered rightly"
+        numbers.append((percent(scores["accuracy"]), named))
     if "seconds" in results:
         numbers.append((clock(results["seconds"]), "training time"))
     items = "".join(f"<li><b>{value}</b><span>{escape(label)}</span></li>" for value, label in numbers)

@@ -64,6 +64,8 @@ def metrics_section(results: Mapping[str, Any]) -> Section | None:
         return _segmentation_section(results["segmentation"], results.get("epoch", "?"))
     if isinstance(results.get("classification"), Mapping):
         return _classification_section(results["classification"], results.get("epoch", "?"))
+    if isinstance(results.get("answers"), Mapping):
+        return _answers_section(results["answers"], results.get("epoch", "?"))
     scores = {kind: results[kind] for kind in ("mask", "box") if isinstance(results.get(kind), Mapping)}
     if not scores:
         return None
@@ -111,6 +113,27 @@ def _segmentation_section(scores: Mapping[str, Any], epoch: object) -> Section:
         f"<p>Intersection over union and accuracy of the best epoch ({epoch}), in percent.</p>"
         f"{table(['', ''], overall)}<h3>By class</h3>{table(['class', 'IoU', 'accuracy', ''], classes)}"
     )
+    return Section("How well it does", html)
+
+
+def _answers_section(scores: Mapping[str, Any], epoch: object) -> Section:
+    names = {
+        "accuracy": "accuracy (of TextVQA's kind: soft, by how many people agree)",
+        "exact_match": "answers that somebody gave",
+        "precision": "precision of yes",
+        "recall": "recall of yes",
+        "f1": "F1 of yes",
+        "yes_ratio": "share of yes among the answers",
+        "unclear": "answers that are neither yes nor no",
+    }
+    if "precision" in scores:
+        names["accuracy"] = "questions answered rightly"
+    if "loss" in scores:
+        names["accuracy"] = "tokens of true answers that the model found the likeliest"
+    rows = [[label, percent(scores[name])] for name, label in names.items() if name in scores]
+    counted = f"{scores['tokens']:,} tokens" if "loss" in scores else f"{scores['questions']:,} questions"
+    loss = f" Loss of a token: {scores['loss']:.3f}." if "loss" in scores else ""
+    html = f"<p>The best epoch ({epoch}) on {counted}, in percent.{loss}</p>{table(['', ''], rows)}"
     return Section("How well it does", html)
 
 

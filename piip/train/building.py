@@ -1,10 +1,11 @@
 """Building the model of a recipe."""
 
+import torch
 from torch import nn
 
-from piip.errors import ConfigError
+from piip.errors import ConfigError, require
 from piip.factory import build, create_model, load_branches
-from piip.hub import from_pretrained
+from piip.hub import find_folder, from_pretrained, is_llava
 from piip.network import PIIP
 from piip.train.optimizer import find_network
 from piip.train.recipe import ModelRecipe, TrainRecipe
@@ -17,24 +18,40 @@ def build_model(recipe: TrainRecipe, classes: tuple[str, ...]) -> nn.Module:
 
     Args:
         recipe: The run.
-        classes: Class names of the data, in label order.
+        classes: Class names of the data, in label order; none where a task knows no classes.
 
     Raises:
         ConfigError: The recipe names no model, or a model that knows other classes than the data has.
         CheckpointError: Weights cannot be loaded.
     """
     task = task_of(recipe)
-    start = from_pretrained(recipe.model.start) if recipe.model.start is not None else None
+    start = load_start(recipe.model.start) if recipe.model.start is not None else None
     if isinstance(start, task.model) and not recipe.model.new_head:
-        _check_classes(start, classes, recipe.model)
+        if classes:
+            _check_classes(start, classes, recipe.model)
         model = start
     else:
-        network = build_network(recipe.model) if start is None else find_network(start)[1]
+        network = build_network(described(recipe)) if start is None else find_network(start)[1]
         model = task.new_model(network, recipe, classes)
-    network = find_network(model)[1]
-    network.freeze(recipe.model.freeze)
-    network.set_grad_checkpointing(recipe.trainer.grad_checkpointing)
+    find_network(model)[1].set_grad_checkpointing(recipe.trainer.grad_checkpointing)
+    task.prepare(model, recipe)
     return model.train()
+
+
+def described(recipe: TrainRecipe) -> ModelRecipe:
+    """Return the network that a recipe describes, with what its task needs."""
+    return recipe.model.replace(changes={**task_of(recipe).network_changes, **recipe.model.changes})
+
+
+def load_start(source: str) -> nn.Module:
+    """Return a saved model of any kind."""
+    folder = find_folder(source)
+    if not is_llava(folder):
+        return from_pretrained(folder)
+    require("transformers", "llava", "PIIP-LLaVA")
+    from piip.llava.loading import load_model
+
+    return load_model(folder, {"dtype": torch.float32})
 
 
 def build_network(model: ModelRecipe) -> PIIP:

@@ -64,10 +64,12 @@ class Checkpoints(Checkpoint):
 
     Args:
         folder: Where to.
+        every: Steps between checkpoints within an epoch; only at its end when None.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, every: int | None = None) -> None:
         self.folder = folder
+        self.every = every
         self.best: float | None = None
         self.stop_asked = False
         self._previous: dict[int, Any] = {}
@@ -90,9 +92,12 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here if asked to."""
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if stepped and trainer.strategy.reduce_boolean_decision(self.stop_asked, all=False):
+        """Keep the state now and then, and stop here if asked to."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if self.every and trainer.global_step % self.every == 0:
+            self._keep_last(trainer)
+        if trainer.strategy.reduce_boolean_decision(self.stop_asked, all=False):
             self._keep_last(trainer)
             raise KeyboardInterrupt(
                 f"stopped by Ctrl-C after step {trainer.global_step}; continue with --out {self.folder.path} "

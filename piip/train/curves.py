@@ -57,6 +57,7 @@ _CHARTS = (
         for kind in ("mask", "box")
     ),
     MetricChart("accuracy.png", "accuracy", ["val/top1", "val/top5"]),
+    MetricChart("answers.png", "answers", [f"val/{name}" for name in ("accuracy", "exact_match", "f1")]),
     MetricChart("miou.png", "mIoU and accuracies", ["val/mIoU", "val/mAcc", "val/aAcc"]),
 )
 

@@ -106,6 +106,11 @@ class TaskData(L.LightningDataModule):
     def read(self) -> None:
         """Set ``train_set`` and ``val_set``, and refuse what could not be trained on or measured."""
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in label order, empty where a task knows none."""
+        return tuple(self.train_set.classes)
+
     @staticmethod
     @abstractmethod
     def collate(items: Any) -> Any:
@@ -115,12 +120,15 @@ class TaskData(L.LightningDataModule):
         """Return a number for every item; batches hold items of one number."""
         return np.zeros(len(dataset), np.int64)
 
+    def train_sampler(self, **options: Any) -> GroupedBatchSampler:
+        """Return the batches of the training split, ``batch_size`` and so on given."""
+        return GroupedBatchSampler(self.groups(self.train_set), **options)
+
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of the training split."""
         data = self.recipe.data
-        sampler = GroupedBatchSampler(
-            self.groups(self.train_set),
-            data.batch_size,
+        sampler = self.train_sampler(
+            batch_size=data.batch_size,
             seed=self.recipe.trainer.seed,
             rank=self._rank,
             world_size=self._world_size,

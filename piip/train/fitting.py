@@ -67,7 +67,8 @@ def build_trainer(recipe: TrainRecipe, folder: RunFolder, *, resume: bool = Fals
     settings = recipe.trainer
     csv = CsvLogger(folder.metrics, folder.read_metrics() if resume else None)
     loggers = [logger for logger in (csv, tensorboard_logger(folder.path)) if logger is not None]
-    callbacks: list[L.Callback] = [StepLog(settings.log_every), ProgressReport(), Checkpoints(folder)]
+    keeper = Checkpoints(folder, settings.save_every)
+    callbacks: list[L.Callback] = [StepLog(settings.log_every), ProgressReport(), keeper]
     if settings.ema_decay is not None:
         callbacks.insert(0, MovingAverage(settings.ema_decay))
     try:
@@ -140,6 +141,15 @@ def _first_sentence(error: Exception) -> str:
     return str(error).strip().split("\n")[0].split(". ")[0].rstrip(".") + "."
 
 
+_HINTS = (
+    "Grad strides do not match",
+    "LeafSpec",
+    "lr_scheduler.step",
+    "WeightAveraging",
+    r"isinstance\(treespec",
+)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence Lightning's hints; what matters is reported by our own callbacks."""
@@ -147,9 +157,8 @@ def quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
-        warnings.filterwarnings(
-            "ignore", message=".*(LeafSpec|lr_scheduler.step|WeightAveraging|isinstance\\(treespec).*"
-        )
+        for hint in _HINTS:
+            warnings.filterwarnings("ignore", message=f".*{hint}.*")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

@@ -14,7 +14,7 @@ from piip.errors import PiipError
 from piip.train.optimizer import build_optimizer
 from piip.train.recipe import TrainRecipe
 from piip.train.schedule import Schedule
-from piip.train.sharding import clip_gradients, shard
+from piip.train.sharding import clip_gradients, gather, scatter, shard
 
 
 class TrainingError(PiipError):
@@ -86,6 +86,16 @@ class TrainingModule(L.LightningModule):
         self.train_numbers = {f"train/{name}": value.detach() for name, value in losses.items()}
         self.train_numbers |= {"train/loss": total.detach()}
         return total
+
+    def on_validation_start(self) -> None:
+        """Let every process evaluate on its own."""
+        if self._sharded:
+            gather(self.model)
+
+    def on_validation_end(self) -> None:
+        """Share the model again."""
+        if self._sharded:
+            scatter(self.model)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Collect the predictions of a batch."""

@@ -10,12 +10,12 @@ from typing import Any, Literal
 from piip.data.settings import AugmentConfig, ImageConfig
 from piip.described import Described
 from piip.errors import ConfigError, nearest, require
-from piip.train.settings import OptimizerConfig, ScheduleConfig
+from piip.train.settings import LanguageConfig, OptimizerConfig, ScheduleConfig
 from piip.train.typed import parse_dataclass
 
 Strategy = Literal["auto", "ddp", "fsdp"]
 Precision = Literal["32", "bf16"]
-TaskName = Literal["detection", "segmentation", "classification"]
+TaskName = Literal["detection", "segmentation", "classification", "multimodal"]
 
 BASE_KEY = "base"
 
@@ -75,9 +75,11 @@ class DataRecipe(Described, called="data"):
     Attributes:
         folder: A COCO, Roboflow or YOLO folder; for segmentation ADE20K, Cityscapes, images and masks, or a folder
             for detection with outlines; for classification a folder per class or tables (train.csv) of files and
-            classes.
-        train: Split that is trained on.
-        val: Split that is evaluated.
+            classes; for multimodal the folder of files of conversations and questions.
+        train: Split that is trained on; for multimodal a file of conversations.
+        val: Split that is evaluated; for multimodal a file of conversations, or of questions in POPE's or TextVQA's
+            form.
+        images: Multimodal: where the names of images begin; found beside the conversations by default.
         classes: Class names to keep, in label order; all when empty. For masks without a list of names: what their
             values are called.
         keep_empty: Train on images without objects, too.
@@ -89,6 +91,7 @@ class DataRecipe(Described, called="data"):
     folder: str = ""
     train: str = "train"
     val: str = "val"
+    images: str | None = None
     classes: tuple[str, ...] = ()
     keep_empty: bool = False
     batch_size: int = 2
@@ -119,6 +122,7 @@ class TrainerRecipe(Described, called="trainer"):
         grad_checkpointing: ``true`` computes blocks again in the backward pass: half the memory, a third more time;
             ``light`` norms and activations alone: a fifth less memory, hardly more time.
         eval_every: Epochs between evaluations; the last epoch is always evaluated.
+        save_every: Steps between checkpoints within an epoch; only at its end when null.
         max_detections: Detections per image that count in evaluation; raise it where images hold more objects.
         log_every: Steps between rows of metrics.csv.
         samples: Validation images drawn with predictions at the end.
@@ -136,6 +140,7 @@ class TrainerRecipe(Described, called="trainer"):
     ema_decay: float | None = None
     grad_checkpointing: bool | Literal["light"] = False
     eval_every: int = 1
+    save_every: int | None = None
     max_detections: int = 100
     log_every: int = 10
     samples: int = 8
@@ -143,7 +148,9 @@ class TrainerRecipe(Described, called="trainer"):
 
     def check(self) -> None:
         """Refuse numbers that no run can have."""
-        for name in ("epochs", "nodes", "accumulate", "eval_every", "max_detections", "log_every"):
+        for name in ("epochs", "nodes", "accumulate", "eval_every", "save_every"):
+            self.check_range(name, 1)
+        for name in ("max_detections", "log_every"):
             self.check_range(name, 1)
         for name in ("samples", "seed"):
             self.check_range(name, 0)
@@ -164,7 +171,7 @@ class TrainRecipe(Described, called="recipe"):
     Attributes:
         name: Name of the run; that of the recipe file by default.
         task: What the model learns: ``detection`` (with masks: instance segmentation), ``segmentation`` (a class
-            for every pixel) or ``classification`` (a class for the image).
+            for every pixel), ``classification`` (a class for the image) or ``multimodal`` (answers about images).
         model: The network and the weights it starts from.
         data: The data set and its batches.
         image: How images are prepared; saved with the model.
@@ -174,6 +181,7 @@ class TrainRecipe(Described, called="recipe"):
             DINOConfig.
         segmenter: Settings of SegmenterConfig that differ from the released ones, such as ``channels: 256``.
         classifier: Settings of ClassifierConfig that differ from those that suit the network, such as ``token``.
+        language: The language model of a PIIP-LLaVA, and what is learnt.
         optimizer: AdamW.
         schedule: The learning rate over time.
         trainer: How long, where and how.
@@ -188,6 +196,7 @@ class TrainRecipe(Described, called="recipe"):
     detector: dict[str, Any] = field(default_factory=dict)
     segmenter: dict[str, Any] = field(default_factory=dict)
     classifier: dict[str, Any] = field(default_factory=dict)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerRecipe = field(default_factory=TrainerRecipe)
@@ -207,6 +216,25 @@ class TrainRecipe(Described, called="recipe"):
                         f"augment.{name} is {getattr(self.augment, name)!r}, which has no effect in the task "
                         f"{self.task}; it is for {task}."
                     )
+        if self.task != "multimodal":
+            self._check_no_language()
+        elif self.trainer.ema_decay is not None:
+            raise ConfigError(
+                "trainer.ema_decay keeps a second model, for which the task multimodal has no room; set it to null."
+            )
+
+    def _check_no_language(self) -> None:
+        for name, usual in vars(LanguageConfig()).items():
+            if (value := getattr(self.language, name)) != usual:
+                raise ConfigError(
+                    f"language.{name} is {value!r}, which has no effect in the task {self.task}; it is for "
+                    "multimodal."
+                )
+        if self.data.images is not None:
+            raise ConfigError(
+                f"data.images is {self.data.images!r}, which has no effect in the task {self.task}; data.folder "
+                "says where images are."
+            )
 
     @property
     def masks(self) -> bool:

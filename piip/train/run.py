@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from piip.errors import ConfigError, require
+from piip.errors import CheckpointError, ConfigError, require
 from piip.files import write_json
 from piip.train.environment import environment
 from piip.train.folder import RunFolder
@@ -50,39 +50,50 @@ def run_training(recipe: TrainRecipe | str | Path, out: str | Path, *, resume: b
     with quiet():
         build_trainer(recipe, folder)  # hardware that is not there is found before anything is written
     torch.manual_seed(recipe.trainer.seed)
-    model = build_model(recipe, data.train_set.classes)
+    model = build_model(recipe, data.classes)
     if getattr(rank_zero_only, "rank", 0) == 0:
         _open(folder, recipe, resume)
     module = task.module(model, recipe, data)
     begin = time.monotonic()
     trainer = fit(module, data, folder, resume=resume)
     if trainer.is_global_zero:
+        if recipe.trainer.strategy == "fsdp":  # this process has a part of it
+            model = build_model(recipe, data.classes)
         finish(folder, model, recipe, data, time.monotonic() - begin)
     return folder
 
 
 def finish(folder: RunFolder, model: nn.Module, recipe: TrainRecipe, data: Any, seconds: float) -> None:
     """Write the best weights as a model, and samples and curves beside it."""
-    from piip.hub import save_pretrained
     from piip.train.checkpoints import model_weights
     from piip.train.curves import plot_curves
     from piip.train.task import task_of
 
     task = task_of(recipe)
-    model.load_state_dict(model_weights(folder.best))
+    _take_over(model, model_weights(folder.best))
     model.eval()
-    save_pretrained(model, folder.model, metadata=task.metadata(recipe, data))
+    task.save(model, folder.model, recipe, data)
     task.draw_samples(model, data, folder.samples, recipe.trainer.samples)
     results = folder.read_results() | {"name": recipe.name, "seconds": round(seconds, 1)}
     write_json(folder.results, results)
     plot_curves(folder)
 
 
+def _take_over(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load weights, of which those that were not trained may be missing."""
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if unknown or set(missing) - fixed:
+        raise CheckpointError(
+            f"The best checkpoint is of another model: {sorted([*unknown, *set(missing) - fixed])[0]}."
+        )
+
+
 FREE_TO_CHANGE = {
     "data.workers",
     "data.eval_batch_size",
     *("trainer." + name for name in ("epochs", "accelerator", "devices", "nodes", "grad_checkpointing")),
-    *("trainer." + name for name in ("eval_every", "max_detections", "log_every", "samples")),
+    *("trainer." + name for name in ("eval_every", "save_every", "max_detections", "log_every", "samples")),
 }
 """Settings that may differ when a run goes on: all others would make it another run."""
 

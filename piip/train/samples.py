@@ -1,6 +1,8 @@
 """Validation images with what a model sees in them, beside what is there."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from piip.tasks.detection import Detections, Detector, Instances
 from piip.tasks.segmentation import Segmentation, Segmenter
 
 SCORE = 0.3
+Item = TypeVar("Item")
 
 
 def draw_detections(detector: Detector, dataset: DetectionDataset, folder: Path, count: int) -> list[Path]:
@@ -121,6 +124,11 @@ def ground_truth(dataset: DetectionDataset, position: int) -> Instances:
         masks = [index.outlines.run_length(item, size) for item in objects]
     found = [labels[index.category_ids[index.categories[item]]] for item in objects]
     return Instances(boxes, torch.ones(len(objects)), torch.tensor(found, dtype=torch.int64), masks, size)
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """Return a few items, spread over all."""
+    return [items[position] for position in _spread(len(items), count)]
 
 
 def _spread(length: int, count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The settings of the optimiser and of its learning rate; reading them needs no torch."""
+"""The settings of the optimiser, of its learning rate and of a language model; reading them needs no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,6 +7,11 @@ from piip.described import Described
 from piip.errors import ConfigError
 
 ScheduleKind = Literal["constant", "step", "cosine", "poly"]
+Part = Literal["projectors", "interactions", "branches", "language"]
+PARTS: tuple[Part, ...] = ("projectors", "interactions", "branches", "language")
+"""What a PIIP-LLaVA is made of."""
+INSTRUCTION = "Answer the question using a single word or phrase."
+"""What LLaVA models were trained to be told, and are told by the published evaluations of POPE and TextVQA."""
 
 
 @dataclass(frozen=True)
@@ -76,3 +81,55 @@ class ScheduleConfig(Described, called="schedule"):
         self.check_range("min_lr", 0)
         self.check_range("warmup_steps", 0)
         self.check_range("warmup_ratio", 0, 1, above=True, closed=True)
+
+
+@dataclass(frozen=True)
+class LanguageConfig(Described, called="language"):
+    """The language model behind the network, and what is learnt of both (SPEC 9, 16.4).
+
+    Attributes:
+        model: A causal language model with its tokenizer: a folder or a name on the Hub. Not needed with a
+            PIIP-LLaVA in ``model.start``.
+        learn: Parts that are trained: ``projectors``, ``interactions``, ``branches`` and ``language``. The released
+            first stage learns the projectors alone, the second one everything.
+        lora_rank: Rank of the matrices (LoRA, by peft) that are learnt in place of the language model's own; 0 =
+            the model's own.
+        lora_alpha: Weight of these matrices, divided by their rank; twice the rank when null.
+        lora_dropout: Share of their inputs that is left out at random.
+        projector_norm: ``group`` normalises over the map (released models), ``layer`` every token.
+        out_grid: Height and width in tokens of every image; by default that of the branch with the largest image.
+        chat: Form of a conversation: ``vicuna``, as released, or the tokenizer's ``own``.
+        captions: Show images and answers alone, without questions: LLaVA's form of its first stage.
+        max_length: Tokens of a sample, those of images included; longer ones are cut.
+        instruction: A line after every question of an evaluation.
+        max_new_tokens: Where answers of an evaluation are cut off.
+    """
+
+    model: str = ""
+    learn: tuple[Part, ...] = PARTS
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.05
+    projector_norm: Literal["group", "layer"] = "group"
+    out_grid: tuple[int, int] | None = None
+    chat: Literal["vicuna", "own"] = "vicuna"
+    captions: bool = False
+    max_length: int = 2048
+    instruction: str = INSTRUCTION
+    max_new_tokens: int = 16
+
+    def check(self) -> None:
+        """Refuse settings with which nothing can be learnt."""
+        self.check_range("lora_rank", 0)
+        self.check_range("lora_alpha", 0, above=True)
+        self.check_range("lora_dropout", 0, 1)
+        self.check_range("out_grid", 1)
+        self.check_range("max_length", 1)
+        self.check_range("max_new_tokens", 1)
+        if not self.learn:
+            raise ConfigError(f"language.learn is empty; name some of {', '.join(PARTS)}.")
+        if self.lora_rank and "language" not in self.learn:
+            raise ConfigError(
+                f"language.lora_rank is {self.lora_rank}, but the language model is not learnt; add language to "
+                "language.learn, or set lora_rank to 0."
+            )

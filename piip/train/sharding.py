@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_UNITS = ("blocks", "layers")
+"""What branches and language models call the lists of their blocks."""
+
 
 def shard(model: nn.Module, mesh: Any) -> None:
-    """Shard a model in place; every block of a branch is a unit that is gathered only while it runs.
+    """Shard a model in place; every block of a branch or language model is gathered only while it runs.
 
     Args:
         model: The model.
@@ -26,10 +29,29 @@ def shard(model: nn.Module, mesh: Any) -> None:
         if scalar.requires_grad:
             scalar.register_post_accumulate_grad_hook(partial(_average, mesh=mesh))
     for module in model.modules():
-        if isinstance(blocks := getattr(module, "blocks", None), nn.ModuleList):
-            for block in blocks:
-                fully_shard(block, mesh=mesh)
+        for name in _UNITS:
+            if isinstance(blocks := getattr(module, name, None), nn.ModuleList):
+                for block in blocks:
+                    fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, ignored_params=scalars)
+
+
+def gather(model: nn.Module) -> None:
+    """Give every process the whole sharded model until `scatter`.
+
+    Evaluation needs no gradients, for which there is room then. Processes no longer wait for each other: they may
+    have different numbers of images, of windows in an image, and of words in an answer.
+    """
+    for unit in _units(model):
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+
+
+def scatter(model: nn.Module) -> None:
+    """Undo `gather`."""
+    for unit in _units(model):
+        unit.set_reshard_after_forward(unit is not model, recurse=False)  # the root is needed again at once
+        unit.reshard()
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
@@ -45,6 +67,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     for gradient in gradients:
         gradient.mul_(factor)
     return norm
+
+
+def _units(model: nn.Module) -> list[Any]:
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def _average(parameter: Tensor, mesh: Any) -> None:

@@ -1,15 +1,17 @@
 """What differs between tasks: how data is read, what is trained on it, and what is shown of the result."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
 
-from piip.errors import ConfigError
+from piip.errors import ConfigError, require
+from piip.hub import save_pretrained
 from piip.network import PIIP
 from piip.train.data import TaskData
+from piip.train.optimizer import find_network
 from piip.train.recipe import TrainRecipe
 
 _WORDS = {0: "none", 1: "one", 2: "two", 3: "three", 4: "four"}
@@ -22,11 +24,13 @@ class Task(ABC):
         model: The class of its models.
         data: Reads its data.
         module: Trains and evaluates its models; built with a model, a recipe and the data.
+        network_changes: Changes of networks that the task needs, unless a recipe says otherwise.
     """
 
     model: ClassVar[type[nn.Module]]
     data: ClassVar[type[TaskData]]
     module: ClassVar[Any]
+    network_changes: ClassVar[Mapping[str, Any]] = {}
 
     @staticmethod
     @abstractmethod
@@ -34,9 +38,19 @@ class Task(ABC):
         """Return a model with a new head on a network."""
 
     @staticmethod
+    def prepare(model: nn.Module, recipe: TrainRecipe) -> None:
+        """Choose what of a model is trained."""
+        find_network(model)[1].freeze(recipe.model.freeze)
+
+    @staticmethod
     @abstractmethod
     def metadata(recipe: TrainRecipe, data: TaskData) -> dict[str, Any]:
         """Return what is saved beside a model, so that it can predict."""
+
+    @classmethod
+    def save(cls, model: nn.Module, folder: Path, recipe: TrainRecipe, data: TaskData) -> None:
+        """Save a trained model, so that it can predict."""
+        save_pretrained(model, folder, metadata=cls.metadata(recipe, data))
 
     @staticmethod
     @abstractmethod
@@ -54,6 +68,11 @@ def task_of(recipe: TrainRecipe) -> type[Task]:
         from piip.train.classification import ClassificationTask
 
         return ClassificationTask
+    if recipe.task == "multimodal":
+        require("transformers", "llava", "PIIP-LLaVA")
+        from piip.train.multimodal import MultimodalTask
+
+        return MultimodalTask
     from piip.train.detection import DetectionTask
 
     return DetectionTask
