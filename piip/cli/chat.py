@@ -22,7 +22,13 @@ Ctrl-C while an answer is coming stops the answer. Anything else you type is a q
 _PROMPT = "> "
 
 
-def chat_with(model: str, image: Path | None = None, max_new_tokens: int = 512, device: str = "auto") -> None:
+def chat_with(
+    model: str,
+    image: Path | None = None,
+    max_new_tokens: int = 512,
+    device: str = "auto",
+    bits: int | None = None,
+) -> None:
     """Talk with a PIIP-LLaVA in the terminal.
 
     Answers appear word by word. /image PATH shows an image with the next question, /reset starts anew, /history
@@ -34,8 +40,9 @@ def chat_with(model: str, image: Path | None = None, max_new_tokens: int = 512, 
         image: An image to begin with.
         max_new_tokens: Where an answer is cut off.
         device: Where the model runs: auto, cpu, cuda, cuda:1, mps.
+        bits: 8 or 4 to load the language model quantised, in half or a third of the memory.
     """
-    answerer = load_answerer(model, device)
+    answerer = load_answerer(model, device, bits)
     from piip.llava import Chat
 
     session = Session(Chat(answerer, max_new_tokens))

@@ -24,19 +24,19 @@ def silence_transformers() -> None:
     notes.disable_progress_bar()
 
 
-def load_answerer(model: str, device: str) -> "Answerer":
+def load_answerer(model: str, device: str, bits: int | None = None) -> "Answerer":
     """Load a PIIP-LLaVA without the bars and notes of transformers.
 
     Raises:
         CheckpointError: There is none, or it is damaged.
         ConfigError: The device is not there.
-        MissingExtraError: transformers is not installed.
+        MissingExtraError: transformers is not installed, or bitsandbytes, if it is needed.
     """
     silence_transformers()
     require("jinja2", "llava", "PIIP-LLaVA")
     from piip.llava import Answerer
 
-    return Answerer.load(model, device)
+    return Answerer.load(model, device, bits=bits)
 
 
 def refuse(model: str, kind: str, options: dict[str, Any]) -> None:

@@ -3,13 +3,20 @@
 ``AutoModelForImageTextToText``, ``AutoProcessor`` and ``pipeline("image-text-to-text")`` then know the type.
 """
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
 
 from piip.llava.answering import Answerer, Turn
 from piip.llava.chat import Chat
 from piip.llava.configuration import PiipLlavaConfig
+from piip.llava.images import WholeImageProcessor, image_processor
 from piip.llava.modeling import PiipLlavaForConditionalGeneration, PiipLlavaModel
-from piip.llava.processing import CHAT_TEMPLATE, PiipLlavaProcessor, image_processor
+from piip.llava.processing import CHAT_TEMPLATE, PiipLlavaProcessor
 
 __all__ = [
     "CHAT_TEMPLATE",
@@ -20,9 +27,12 @@ __all__ = [
     "PiipLlavaModel",
     "PiipLlavaProcessor",
     "Turn",
+    "WholeImageProcessor",
     "image_processor",
 ]
 
 AutoConfig.register(PiipLlavaConfig.model_type, PiipLlavaConfig)
 AutoModelForImageTextToText.register(PiipLlavaConfig, PiipLlavaForConditionalGeneration)
+AutoModelForMultimodalLM.register(PiipLlavaConfig, PiipLlavaForConditionalGeneration)
 AutoProcessor.register(PiipLlavaConfig, PiipLlavaProcessor)
+AutoImageProcessor.register(PiipLlavaConfig, image_processor_classes={"torchvision": WholeImageProcessor})

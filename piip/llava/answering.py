@@ -1,5 +1,6 @@
 """A PIIP-LLaVA that is asked: load it, show it images, read the answer."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from transformers import TextStreamer
 
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.hub import find_folder, is_llava
-from piip.llava.loading import load_model, load_processor
+from piip.llava.loading import in_bits, load_model, load_processor
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 from piip.llava.processing import PiipLlavaProcessor
 from piip.predict import choose_device, read_pixels
@@ -27,12 +28,12 @@ class Turn:
     """What one side of a conversation says.
 
     Attributes:
-        role: Who says it.
+        role: Who says it; ``system``, first of all, sets the tone instead of the template's own words.
         text: What is said.
         images: What is shown with it.
     """
 
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     text: str
     images: tuple[Image.Image, ...] = ()
 
@@ -64,6 +65,7 @@ class Answerer:
         source: str | Path,
         device: str | torch.device = "auto",
         revision: str | None = None,
+        bits: int | None = None,
         **options: Any,
     ) -> Self:
         """Load a saved model and its processor.
@@ -72,16 +74,20 @@ class Answerer:
             source: The folder that both were saved in, a run folder, or ``owner/name`` on the Hugging Face Hub.
             device: Where it runs; ``auto`` takes a GPU if there is one.
             revision: Branch, tag or commit of the repository on the Hub.
-            options: Further arguments of transformers' ``from_pretrained``, such as ``quantization_config``.
+            bits: 8 or 4 to load the language model quantised by bitsandbytes.
+            options: Further arguments of transformers' ``from_pretrained``, such as ``attn_implementation``.
 
         Raises:
             CheckpointError: There is no PIIP-LLaVA, it is damaged, or its processor is missing.
-            ConfigError: The device is not there.
+            ConfigError: The device is not there, or ``bits`` is another number.
+            MissingExtraError: bitsandbytes is needed and not installed.
         """
         folder = find_folder(source, revision)
         if not is_llava(folder):
             raise CheckpointError(f"{folder} holds no PIIP-LLaVA; give the folder of a saved one.")
         options = {"dtype": "auto", "device_map": {"": choose_device(device)}} | options
+        if bits is not None:
+            options["quantization_config"] = in_bits(bits)
         return cls(load_model(folder, options), load_processor(folder))
 
     def answer(
@@ -110,6 +116,7 @@ class Answerer:
         conversations: Sequence[Sequence[Turn]],
         max_new_tokens: int = MAX_NEW_TOKENS,
         stream: Callable[[str], object] | None = None,
+        stop: Sequence[str] = (),
     ) -> list[str]:
         """Return what follows each conversation; all are answered at once, shorter ones padded on the left.
 
@@ -117,6 +124,7 @@ class Answerer:
             conversations: Turns, the last of them the user's.
             max_new_tokens: Where an answer is cut off.
             stream: As for `answer`; of one conversation only.
+            stop: Texts before which an answer ends.
 
         Raises:
             DataError: A text contains the mark of an image.
@@ -129,6 +137,7 @@ class Answerer:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}; give a number above 0.")
         inputs = self._inputs(conversations, max_new_tokens)
         tokenizer = self.processor.tokenizer
+        ends = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
@@ -137,17 +146,64 @@ class Answerer:
                 synced_gpus=False,  # a sharded model is whole while it is asked: nobody waits for others
                 pad_token_id=tokenizer.pad_token_id,
                 streamer=None if stream is None else _Streamer(tokenizer, stream),
+                **ends,
             )
         said = output[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+        texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+        return [_before(text, stop).strip() for text in texts]
+
+    def losses(
+        self, conversations: Sequence[Sequence[Turn]], answers: Sequence[str]
+    ) -> list[tuple[float, bool]]:
+        """Return how unlikely given answers are.
+
+        Args:
+            conversations: Turns, the last of them the user's.
+            answers: What is said next in each, exactly as it follows the prompt, with its space.
+
+        Returns:
+            For each: the mean negative log likelihood of the answer's tokens, and whether each of them is the
+            likeliest.
+
+        Raises:
+            DataError: A text contains the mark of an image, or an answer is empty.
+            ConfigError: A conversation is longer than what the model reads.
+        """
+        prompts = [self.render(conversation) for conversation in conversations]
+        texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        counts = [self._count_added(*pair) for pair in zip(prompts, texts, strict=True)]
+        if 0 in counts:
+            raise DataError("An answer is empty; leave it out.")
+        inputs = self._tokenize(texts, conversations, 0)
+        places = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        with torch.inference_mode():
+            logits = self.model(
+                **inputs, position_ids=places, logits_to_keep=max(counts) + 1, use_cache=False
+            ).logits
+        found = []
+        for row, tokens, count in zip(logits, inputs["input_ids"], counts, strict=True):
+            answer, likely = tokens[-count:], row[-count - 1 : -1].float().log_softmax(-1)
+            loss = -likely.gather(1, answer[:, None]).mean()
+            found.append((float(loss), bool((likely.argmax(-1) == answer).all())))
+        return found
+
+    def _count_added(self, prompt: str, text: str) -> int:
+        """Return how many tokens at the end of ``text`` differ from those of its beginning ``prompt``."""
+        before, after = self.processor.tokenizer([prompt, text])["input_ids"]
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
+        return len(after) - len(list(same))
 
     def render(self, conversation: Iterable[Turn]) -> str:
         """Return a conversation as the text that the model continues, a mark in place of each image.
 
         Raises:
-            DataError: A turn's text contains the mark of an image.
+            DataError: A turn's text contains the mark of an image, or the system speaks later than first.
         """
         turns, mark = list(conversation), self.processor.image_token
+        if any(turn.role == "system" for turn in turns[1:]):
+            raise DataError(
+                "A turn of the system can only be the first one of a conversation; move it there."
+            )
         if any(mark in turn.text for turn in turns):
             raise DataError(
                 f"A text contains {mark!r}, which stands for an image; leave it out, images are given on their own."
@@ -157,6 +213,12 @@ class Answerer:
 
     def _inputs(self, conversations: Sequence[Sequence[Turn]], max_new_tokens: int) -> Any:
         texts = [self.render(conversation) for conversation in conversations]
+        return self._tokenize(texts, conversations, max_new_tokens)
+
+    def _tokenize(
+        self, texts: list[str], conversations: Sequence[Sequence[Turn]], max_new_tokens: int
+    ) -> Any:
+        """Return what the model reads of texts with the images of conversations, padded on the left."""
         images = [image for turns in conversations for turn in turns for image in turn.images]
         inputs = self.processor(images=images or None, text=texts, padding=True, return_tensors="pt")
         length, limit = inputs["input_ids"].shape[1], self._limit
@@ -180,6 +242,11 @@ def as_pictures(images: "Picture | Sequence[Picture]") -> tuple[Image.Image, ...
     """
     several: Any = images if isinstance(images, list | tuple) else [images]
     return tuple(Image.fromarray(read_pixels(image)[0].movedim(0, -1).numpy()) for image in several)
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    """Return a text up to the first of some others in it."""
+    return text[: min((text.index(mark) for mark in stop if mark in text), default=len(text))]
 
 
 class _Streamer(TextStreamer):

@@ -31,7 +31,7 @@ def describe_llava(
         network: One map per branch: ``merging.kind`` is ``none``.
         language: A causal language model with its tokenizer: a folder or a name on the Hub.
         chat: Form of a conversation: Vicuna's, as released, or the tokenizer's own.
-        options: ``projector_norm`` and ``out_grid`` of `PiipLlavaConfig`.
+        options: ``projector_norm``, ``out_grid`` and ``keep_aspect_ratio`` of `PiipLlavaConfig`.
 
     Raises:
         ConfigError: There is no such language model, its tokenizer has no form of a conversation, or the network

@@ -1,5 +1,6 @@
 """The description of a PIIP-LLaVA as a configuration of transformers."""
 
+import math
 from typing import Any, ClassVar, Literal, Self
 
 from huggingface_hub.dataclasses import strict
@@ -21,6 +22,8 @@ class PiipLlavaConfig(LlavaConfig):
         text_config: Any causal language model of transformers.
         projector_norm: ``group`` normalises over the map (released models), ``layer`` every token.
         out_grid: Height and width in tokens of every image; by default that of the branch with the largest image.
+        keep_aspect_ratio: Images are shown in their own aspect ratio, with as many tokens as they need, and not as
+            the squares that released models know.
     """
 
     model_type = "piip_llava"
@@ -33,6 +36,7 @@ class PiipLlavaConfig(LlavaConfig):
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     projector_norm: Literal["group", "layer"] = "group"
     out_grid: list[int] | tuple[int, int] | None = None
+    keep_aspect_ratio: bool = False
     vision_feature_select_strategy: Literal["default", "full"] = "full"
     vision_feature_layer: int | list[int] = -1
 
@@ -84,3 +88,15 @@ class PiipLlavaConfig(LlavaConfig):
             return int(self.out_grid[0] * self.out_grid[1])
         stride = int(self.token_stride())
         return (height // stride) * (width // stride)
+
+    def size_multiple(self) -> int:
+        """Return the number of pixels whose multiples, as sides of an image, give all branches whole tokens."""
+        return build_on_meta(self.vision.network_config().replace(size_divisor=None)).size_divisor
+
+    def smallest_side(self) -> int:
+        """Return the smallest multiple of `size_multiple` in which every branch has a token."""
+        network = build_on_meta(self.vision.network_config())
+        scales = network.config.scales()
+        needed = [max(network.branch(i).strides) / scale for i, scale in enumerate(scales)]
+        multiple = self.size_multiple()
+        return math.ceil(max(needed) / multiple - 1e-9) * multiple

@@ -20,9 +20,13 @@ from piip.data.images import ImageFileError, open_picture
 from piip.data.sampler import Key
 from piip.errors import ConfigError, DataError
 from piip.llava.answers import AnswerFinder, Rendered, expand
+from piip.llava.images import stack_images
 from piip.llava.modeling import IGNORED
 
 Item = dict[str, Tensor]
+
+IMAGE_FIELDS = ("pixel_values", "image_sizes")
+"""What an item has of its images; sizes only where these keep their aspect ratio."""
 
 _TOKENS_PER_WORD = 1.4  # of English in the vocabularies of Llama and Qwen; only for sorting by length
 _PATIENCE = 100  # unusable samples in a row
@@ -42,7 +46,8 @@ class ConversationDataset(Dataset[Item]):
     """Conversations with labels of their answers.
 
     An item has ``input_ids`` (L) and ``labels`` (L) int64, and ``pixel_values`` (N, 3, S, S) float32 where the
-    sample has images. Labels are `IGNORED` but for the tokens of answers with their ends of sequence.
+    sample has images; images that keep their aspect ratio come filled up to one size, with their ``image_sizes``
+    (N, 2). Labels are `IGNORED` but for the tokens of answers with their ends of sequence.
 
     A sample longer than ``max_length`` is cut. One whose cut would go through an image or leave no answer, or whose
     image cannot be read, is replaced by the next good one: every run makes the same replacements.
@@ -122,24 +127,22 @@ class ConversationDataset(Dataset[Item]):
     def _read(self, index: int) -> tuple[Item | None, Fate]:
         conversation = self.conversations[index]
         pictures = [open_picture(self.conversations.folder / name) for name in conversation.images]
-        pixels, replacements = self._prepare(pictures)
+        shown, replacements = self._prepare(pictures)
         token = self.processor.image_token
         tokens, labels = self._tokenize(expand(self._finder.render(conversation), token, replacements))
-        item = {"input_ids": tokens, "labels": labels}
-        if pixels is not None:
-            item["pixel_values"] = pixels
+        item = {"input_ids": tokens, "labels": labels} | shown
         if len(tokens) <= self.max_length:
             return item, Fate.WHOLE
         cut = self._cut(item, [text.count(token) for text in replacements])
         return cut, Fate.CUT if cut else Fate.TOO_LONG
 
-    def _prepare(self, pictures: Sequence[Image.Image]) -> tuple[Tensor | None, list[str]]:
-        """Return pictures as the model sees them (N, 3, S, S), and what stands for each in the text."""
+    def _prepare(self, pictures: Sequence[Image.Image]) -> tuple[Item, list[str]]:
+        """Return pictures as the model sees them, and what stands for each in the text."""
         if not pictures:
-            return None, []
+            return {}, []
         prepared = self.processor.image_processor(images=list(pictures), return_tensors="pt")
         texts = [self.processor.replace_image_token(prepared, index) for index in range(len(pictures))]
-        return prepared["pixel_values"], texts
+        return {name: prepared[name] for name in IMAGE_FIELDS if name in prepared}, texts
 
     def _tokenize(self, conversation: Rendered) -> tuple[Tensor, Tensor]:
         """Return the tokens (L) of a conversation and their labels (L)."""
@@ -168,7 +171,7 @@ class ConversationDataset(Dataset[Item]):
         if seen not in ends or (cut["labels"] == IGNORED).all():
             return None
         if images := ends.index(seen):
-            cut["pixel_values"] = item["pixel_values"][:images]
+            cut |= {name: item[name][:images] for name in IMAGE_FIELDS if name in item}
         return cut
 
     def losses(self) -> str:
@@ -193,7 +196,8 @@ class ConversationCollator:
 
     The batch has ``input_ids``, ``attention_mask`` and ``labels`` (B, L), and the images of all samples in order as
     ``pixel_values`` (N, 3, S, S), absent where no sample has one: `PiipLlavaModel` then sees an empty image while
-    it is trained, so that every process of a distributed run does the same.
+    it is trained, so that every process of a distributed run does the same. Images of several sizes are filled up
+    at the bottom and right, with their ``image_sizes`` (N, 2).
 
     Args:
         pad_token_id: What fills short samples; any token will do, as it is neither attended to nor learnt.
@@ -205,14 +209,16 @@ class ConversationCollator:
     def __call__(self, items: Sequence[Item]) -> Item:
         """Return a batch of items."""
         tokens = [item["input_ids"] for item in items]
-        images = [item["pixel_values"] for item in items if "pixel_values" in item]
+        shown = [item for item in items if "pixel_values" in item]
         batch = {
             "input_ids": _pad(tokens, self.pad_token_id),
             "attention_mask": _pad([torch.ones_like(part) for part in tokens], 0),
             "labels": _pad([item["labels"] for item in items], IGNORED),
         }
-        if images:
-            batch["pixel_values"] = torch.cat(images)
+        if shown:
+            batch["pixel_values"] = stack_images([image for item in shown for image in item["pixel_values"]])
+        if shown and "image_sizes" in shown[0]:
+            batch["image_sizes"] = torch.cat([item["image_sizes"] for item in shown])
         return batch
 
 

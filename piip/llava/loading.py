@@ -1,12 +1,13 @@
 """Saving a PIIP-LLaVA and loading it; where transformers warns or raises many things, one sentence complains."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
-from piip.errors import CheckpointError
+from piip.errors import CheckpointError, ConfigError, require
 from piip.hub import replacing_model
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 from piip.llava.processing import PiipLlavaProcessor
@@ -52,6 +53,32 @@ def load_model(folder: Path, options: dict[str, Any]) -> PiipLlavaForConditional
             )
     assert isinstance(model, PiipLlavaForConditionalGeneration)
     return model
+
+
+def in_bits(bits: int) -> BitsAndBytesConfig:
+    """Return transformers' settings of loading a language model in few bits.
+
+    Args:
+        bits: 8, or 4 with the settings of QLoRA: normal floats whose scales are quantised as well, computed with in
+            bfloat16.
+
+    Raises:
+        ConfigError: There is no such number of bits.
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    if bits not in (4, 8):
+        raise ConfigError(f"bits is {bits}; give 4 or 8.")
+    require("bitsandbytes", "bits", f"Loading in {bits} bits")
+    # It would say at every layer of every token that 8 bits are multiplied in float16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def load_processor(folder: Path) -> PiipLlavaProcessor:

@@ -143,6 +143,7 @@ _SEEN = {
     "detection": f"what it finds (objects with a score of at least {SCORE}), and what is there",
     "segmentation": "the class that it finds for every pixel, and what is there",
     "classification": "the five likeliest classes, the right one in green",
+    "multimodal": "what it answers, green where it is right",
 }
 """What samples show, by task."""
 

@@ -61,6 +61,7 @@ def describe_model(recipe: TrainRecipe) -> tuple[PiipLlavaConfig, PiipLlavaProce
         settings.chat,
         projector_norm=settings.projector_norm,
         out_grid=settings.out_grid,
+        keep_aspect_ratio=settings.keep_aspect_ratio,
     )
 
 

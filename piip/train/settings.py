@@ -98,6 +98,7 @@ class LanguageConfig(Described, called="language"):
         lora_dropout: Share of their inputs that is left out at random.
         projector_norm: ``group`` normalises over the map (released models), ``layer`` every token.
         out_grid: Height and width in tokens of every image; by default that of the branch with the largest image.
+        keep_aspect_ratio: Show images in their own aspect ratio instead of as squares.
         chat: Form of a conversation: ``vicuna``, as released, or the tokenizer's ``own``.
         captions: Show images and answers alone, without questions: LLaVA's form of its first stage.
         max_length: Tokens of a sample, those of images included; longer ones are cut.
@@ -112,6 +113,7 @@ class LanguageConfig(Described, called="language"):
     lora_dropout: float = 0.05
     projector_norm: Literal["group", "layer"] = "group"
     out_grid: tuple[int, int] | None = None
+    keep_aspect_ratio: bool = False
     chat: Literal["vicuna", "own"] = "vicuna"
     captions: bool = False
     max_length: int = 2048

@@ -2,6 +2,7 @@
 
 import json
 
+import jinja2
 import numpy as np
 import pytest
 import torch
@@ -173,3 +174,54 @@ def test_pictures_are_turned_as_cameras_say(answerer, tmp_path):
     ]
     pixels = [answerer._inputs([turn], 6)["pixel_values"] for turn in turns]
     assert torch.equal(*pixels)
+
+
+def test_answers_end_before_given_texts(answerer):
+    turns = [[Turn("user", text, (picture(number),))] for number, text in enumerate(QUESTIONS[:2])]
+    whole = answerer.answer_all(turns, 12)
+    ends = (whole[0][5], whole[1][3:5])
+    cut = answerer.answer_all(turns, 12, stop=ends)
+    assert cut == [min((text.partition(end)[0] for end in ends), key=len).strip() for text in whole]
+    assert all(len(short) < len(text) for short, text in zip(cut, whole, strict=True))
+    assert answerer.answer_all(turns, 12, stop=["never said"]) == whole
+
+
+def test_losses_of_given_answers(answerer):
+    """The definition: cross entropy of the answer's tokens after the prompt, each conversation alone."""
+    shown = ((picture(0),), (picture(1, (90, 30)), picture(2)), ())
+    conversations = [[Turn("user", text, images)] for text, images in zip(QUESTIONS, shown, strict=True)]
+    answers = [" a cat", " 3", " hello"]
+    found = answerer.losses(conversations, answers)
+    for turns, answer, (loss, _) in zip(conversations, answers, found, strict=True):
+        images = list(turns[0].images) or None
+        inputs = batch([answerer.render(turns) + answer], images)
+        labels = inputs["input_ids"].clone()
+        labels[:, : -len(answer)] = -100
+        with torch.no_grad():
+            expected = answerer.model(**inputs, labels=labels).loss
+        assert loss == pytest.approx(float(expected), abs=1e-5)
+    with pytest.raises(DataError, match="answer is empty"):
+        answerer.losses(conversations[:1], [""])
+
+
+def test_the_likeliest_answer_is_known_as_such(answerer):
+    turns = [Turn("user", QUESTIONS[0], (picture(),))]
+    inputs = answerer._inputs([turns], 6)
+    said = generate(answerer.model, inputs)[0]
+    likeliest = tokenizer().decode(said)
+    other = likeliest[:-1] + ("a" if likeliest[-1] != "a" else "b")
+    (_, first), (_, second) = answerer.losses([turns, turns], [likeliest, other])
+    assert (first, second) == (True, False)
+
+
+def test_the_system_speaks_first(answerer):
+    question = Turn("user", "a?")
+    assert answerer.render([question]).startswith("A chat between a curious user")
+    assert answerer.render([Turn("system", "Be brief."), question]) == "Be brief. USER: a? ASSISTANT:"
+    plain = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a?"}]
+    template = answerer.processor.apply_chat_template
+    assert template(plain, add_generation_prompt=True) == "Be brief. USER: a? ASSISTANT:"
+    with pytest.raises(DataError, match="only be the first"):
+        answerer.render([question, Turn("system", "Be brief.")])
+    with pytest.raises(jinja2.TemplateError, match="only be the first"):
+        template(plain[::-1])

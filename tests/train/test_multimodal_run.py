@@ -149,6 +149,17 @@ def test_the_language_model_is_halved_where_it_is_not_learnt(world, tmp_path):
     assert run.read_results()["answers"]["loss"] < 6
 
 
+def test_images_keep_their_aspect_ratio(world, tmp_path):
+    recipe = small(
+        world, language={"keep_aspect_ratio": True}, trainer={"epochs": 1}, data={"val": "vqa_val"}
+    )
+    run = run_training(recipe, tmp_path / "run")
+    assert json.loads((run.model / "config.json").read_text())["keep_aspect_ratio"]
+    assert main(["eval", str(run.path), "--device", "cpu"]) == 0
+    scores = json.loads((run.path / "eval_vqa_val.json").read_text())["scores"]
+    assert scores == run.read_results()["answers"]
+
+
 def test_checkpoints_within_an_epoch(world, tmp_path, monkeypatch):
     original, seen = MultimodalModule.losses, []
 
