@@ -27,7 +27,7 @@ from piip.predict import DetectionPredictor
 from piip.train.detection import DetectionTask
 from piip.train.recipe import TrainRecipe
 
-PIIP = [sys.executable, "-m", "piip.cli"]
+PIIP = [sys.executable, "-m", "piip"]
 COMMANDS = {
     "python": [sys.executable, "-c", "pass"],
     "import torch": [sys.executable, "-c", "import torch"],

@@ -77,3 +77,10 @@ def test_submodules_need_no_import_of_their_own():
     code = "import piip; print(piip.convert.from_official.__name__, piip.hub.from_pretrained.__name__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["from_official", "from_pretrained"]
+
+
+def test_the_package_runs_as_the_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "piip", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split()[-1] == piip.__version__

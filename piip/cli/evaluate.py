@@ -90,10 +90,10 @@ def _print(title: str, scores: dict[str, Any]) -> None:
     classes = scores[kinds[0]]["classes"]
     if len(classes) > 1:
         metric = next(iter(next(iter(classes.values()))))
-        rows = [
-            [name, *(percent(scores[kind]["classes"][name][metric]) for kind in kinds)] for name in classes
-        ]
-        table(f"{metric} by class", ["class", *kinds], rows)
+        there = [name for name in classes if classes[name][metric] is not None]
+        rows = [[name, *(percent(scores[kind]["classes"][name][metric]) for kind in kinds)] for name in there]
+        absent = f" ({len(classes) - len(there)} others are not in the data)" * (len(there) < len(classes))
+        table(f"{metric} by class{absent}", ["class", *kinds], rows)
 
 
 def _views(test: "AugmentedTest") -> str:

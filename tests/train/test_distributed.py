@@ -72,7 +72,7 @@ def test_a_sharded_llava_learns_answers_and_is_saved_like_a_copied_one(tmp_path)
     for strategy in ("ddp", "fsdp"):
         words = ["train", "recipe.yaml", "--trainer.strategy", strategy, "--out", strategy]
         done = subprocess.run(
-            [sys.executable, "-m", "piip.cli", *words],
+            [sys.executable, "-m", "piip", *words],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             capture_output=True,

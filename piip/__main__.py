@@ -1,4 +1,4 @@
-"""``python -m piip.cli``."""
+"""``python -m piip``."""
 
 import sys
 
