@@ -34,8 +34,12 @@ def info(
         published: Count as the papers do instead, to compare with their tables.
         image: Height and width of the image in pixels; the model's nominal square by default.
         batch_size: With the recipe of a PIIP-LLaVA: samples per GPU and step; the recipe's by default.
-        tokens: With the recipe of a PIIP-LLaVA: length of every sample; the longest that the recipe allows by default.
+        tokens: With the recipe of a PIIP-LLaVA: length of every sample; the recipe's longest by default.
     """
+    recipe = _recipe_of(model)
+    learns_language = recipe is not None and recipe.task == "multimodal"
+    if (batch_size or tokens) and not learns_language:
+        raise ConfigError("--batch_size and --tokens are for the recipe of a PIIP-LLaVA; leave them out.")
     config = with_sizes(_config_of(model), sizes)  # a wrong name is found before torch is imported
     costs = _costs(model, config, image, published, as_given=sizes is None)
     heading, *rows = costs.to_rows()
@@ -46,12 +50,10 @@ def info(
         console().print(
             f"Peak of activations in inference, batch 1, float32: {costs.peak_bytes / 2**20:,.0f} MiB."
         )
-    if (recipe := _recipe_of(model)) is not None and recipe.task == "multimodal":
+    if learns_language:
         from piip.cli.memory import show_memory
 
         show_memory(recipe, Path(model).parent, batch_size, tokens)
-    elif batch_size or tokens:
-        raise ConfigError("--batch_size and --tokens are for the recipe of a PIIP-LLaVA; leave them out.")
 
 
 def _costs(

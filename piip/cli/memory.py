@@ -5,7 +5,7 @@ from pathlib import Path
 
 from piip.cli.console import console, table
 from piip.cli.llava import silence_transformers
-from piip.cost.training import LEVELS, USABLE
+from piip.cost.training import LEVELS, USABLE, Level
 from piip.train.planning import Plan, plan_llava
 from piip.train.recipe import TrainRecipe
 
@@ -40,8 +40,8 @@ def fitting(plan: Plan, size: int) -> Iterator[str]:
             yield f"{name} on {fits[0]} GPU{'s' * (fits[0] > 1)}" + (" or more" * (fits[0] < GPUS[-1]))
 
 
-def _totals(plan: Plan, level: str) -> list[str]:
-    return [_gib(plan.per_gpu(level, gpus)) for gpus in GPUS]  # type: ignore[arg-type]
+def _totals(plan: Plan, level: Level) -> list[str]:
+    return [_gib(plan.per_gpu(level, gpus)) for gpus in GPUS]
 
 
 def _parts(plan: Plan) -> Iterator[list[str]]:
@@ -59,5 +59,3 @@ def _parts(plan: Plan) -> Iterator[list[str]]:
 
 def _gib(size: int) -> str:
     return f"{size / GIB:,.1f}"
-
-

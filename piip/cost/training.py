@@ -17,7 +17,13 @@ LEVELS: dict[Level, str] = {
     "zero2": "ZeRO-2",
     "fsdp": "FSDP (ZeRO-3)",
 }
-"""How much is shared among GPUs: nothing; the moments; gradients too; weights too. piip runs the first and the last."""
+"""What GPUs share: nothing; moments; gradients too; weights too. piip runs the first and the last."""
+_SPLIT: dict[Level, tuple[str, ...]] = {
+    "ddp": (),
+    "zero1": ("moments",),
+    "zero2": ("moments", "gradients"),
+    "fsdp": ("moments", "gradients", "learnt", "fixed"),
+}
 MOMENTS = 2
 """Numbers that AdamW keeps for every learnt one."""
 GATHERED = 2
@@ -49,10 +55,9 @@ class TrainingMemory:
 
     def per_gpu(self, level: Level, gpus: int) -> int:
         """Return the bytes that each of some GPUs needs, the same batch on each of them."""
-        share = {name: 1 for name in ("fixed", "learnt", "gradients", "moments")}
-        shared = {"ddp": (), "zero1": ("moments",), "zero2": ("moments", "gradients"), "fsdp": tuple(share)}
-        share |= dict.fromkeys(shared[level], gpus)
-        states = sum(-(-getattr(self, name) // count) for name, count in share.items())
+        parts = {name: getattr(self, name) for name in ("fixed", "learnt", "gradients", "moments")}
+        split = _SPLIT[level]
+        states = sum(-(-size // gpus) if name in split else size for name, size in parts.items())
         if level != "fsdp" or gpus == 1:
             return states + self.activations
         evaluating = self.fixed + self.learnt + -(-self.moments // gpus)  # piip then gathers all weights

@@ -23,9 +23,10 @@ def largest_step(model: PiipLlavaForConditionalGeneration, samples: int, length:
     images = torch.empty(samples, 3, side, side)
     features = torch.stack(model.model.get_image_features(images).pooler_output)
     text = max(1, length - features.shape[1])
-    words = torch.zeros(samples, text, dtype=torch.long)
+    words = torch.zeros(samples, features.shape[1] + text, dtype=torch.long)
     embeddings = model.get_input_embeddings()(words)
-    inputs = torch.cat([features.to(embeddings.dtype), embeddings], dim=1)
+    places = (words == model.config.image_token_id).unsqueeze(-1)
+    inputs = embeddings.masked_scatter(places, features.to(embeddings.dtype))
     hidden = model.model.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
     logits = model.lm_head(hidden[:, -text:].flatten(0, 1)).float()
-    return F.cross_entropy(logits, words.flatten())
+    return F.cross_entropy(logits, words[:, -text:].flatten())

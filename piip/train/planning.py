@@ -70,7 +70,9 @@ def planned_llava(recipe: TrainRecipe, beside: Path, strategy: str | None = None
     config = _llava_config(recipe, beside)
     with torch.device("meta"):
         model = PiipLlavaForConditionalGeneration(config)
-        model.model.vision_tower.network.set_grad_checkpointing(recipe.trainer.grad_checkpointing)
+        # What "light" keeps follows from where tensors lie in memory, which is nowhere here.
+        again = recipe.trainer.grad_checkpointing is True
+        model.model.vision_tower.network.set_grad_checkpointing(again)
         task_of(recipe).prepare(model, recipe)
     return model.train()
 
@@ -100,6 +102,8 @@ def plan_llava(
     recipe: TrainRecipe, beside: Path, samples: int | None = None, length: int | None = None
 ) -> Plan:
     """Return the memory that training a PIIP-LLaVA takes; it takes seconds and no memory.
+
+    ``trainer.grad_checkpointing: light`` counts as none.
 
     Args:
         recipe: The run.
@@ -140,7 +144,9 @@ def _llava_config(recipe: TrainRecipe, beside: Path) -> Any:
         if is_llava(folder):
             return PiipLlavaConfig.from_pretrained(folder)
     if not settings.model:
-        raise ConfigError("The recipe names no language model; give language.model, a folder or a name on the Hub.")
+        raise ConfigError(
+            "The recipe names no language model; give language.model, a folder or a name on the Hub."
+        )
     text = language_sizes(settings.model)
     image_token_id = text.vocab_size
     text.vocab_size = vocabulary_rows(text.vocab_size, image_token_id)
