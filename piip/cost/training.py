@@ -116,7 +116,7 @@ def activation_bytes(model: nn.Module, step: Callable[[], Tensor], bf16: bool = 
         with watch:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss = step()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         labels = {watch.known[gradient.untyped_storage()] for gradient in gradients}
         return watch.peak(without=labels)
