@@ -11,6 +11,7 @@ from piip.presets import get_config
 
 if TYPE_CHECKING:
     from piip.cost import CostTable
+    from piip.train.recipe import TrainRecipe
 
 
 def info(
@@ -18,18 +19,27 @@ def info(
     sizes: tuple[int, ...] | None = None,
     published: bool = False,
     image: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    tokens: int | None = None,
 ) -> None:
     """Show what a model costs for one image, part by part.
 
     Counted is what the network really executes, activation memory included. Nothing is downloaded and no weight
-    takes memory, so that the largest models take seconds.
+    takes memory, so that the largest models take seconds. Of the recipe of a PIIP-LLaVA, the memory that training
+    takes of every GPU is shown, too.
 
     Args:
-        model: A published configuration, a run, or the folder of a saved model.
+        model: A published configuration, a recipe, a run, or the folder of a saved model.
         sizes: Other image sides of the branches in pixels, largest image first.
         published: Count as the papers do instead, to compare with their tables.
         image: Height and width of the image in pixels; the model's nominal square by default.
+        batch_size: With the recipe of a PIIP-LLaVA: samples per GPU and step; the recipe's by default.
+        tokens: With the recipe of a PIIP-LLaVA: length of every sample; the recipe's longest by default.
     """
+    recipe = _recipe_of(model)
+    learner = recipe if recipe is not None and recipe.task == "multimodal" else None
+    if (batch_size or tokens) and learner is None:
+        raise ConfigError("--batch_size and --tokens are for the recipe of a PIIP-LLaVA; leave them out.")
     config = with_sizes(_config_of(model), sizes)  # a wrong name is found before torch is imported
     costs = _costs(model, config, image, published, as_given=sizes is None)
     heading, *rows = costs.to_rows()
@@ -40,6 +50,10 @@ def info(
         console().print(
             f"Peak of activations in inference, batch 1, float32: {costs.peak_bytes / 2**20:,.0f} MiB."
         )
+    if learner is not None:
+        from piip.cli.memory import show_memory
+
+        show_memory(learner, Path(model).parent, batch_size, tokens)
 
 
 def _costs(
@@ -72,7 +86,19 @@ def with_sizes(config: PIIPConfig, sizes: tuple[int, ...] | None) -> PIIPConfig:
     return replace(config, branches=tuple(replace(branch, image_size=size) for branch, size in pairs))
 
 
+def _recipe_of(model: str) -> "TrainRecipe | None":
+    if Path(model).suffix not in (".yaml", ".yml"):
+        return None
+    from piip.train.recipe import load_recipe
+
+    return load_recipe(model)
+
+
 def _config_of(model: str) -> PIIPConfig:
+    if (recipe := _recipe_of(model)) is not None:
+        from piip.train.planning import planned_network
+
+        return planned_network(recipe, Path(model).parent)
     if not Path(model).is_dir():
         return get_config(model)
     from piip.hub import find_folder, read_description

@@ -4,9 +4,8 @@ The network runs on fake tensors, which have shapes but no memory, so that a mod
 seconds. Nothing comes from formulas of the architecture: every operation is seen where it happens.
 """
 
-import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,13 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-from torch.utils.weak import WeakIdKeyDictionary
 
 from piip.cost.attribution import Attribution
 from piip.cost.table import CostTable, PartCost
+from piip.cost.watching import MemoryWatch
 from piip.ops import fused as _registers_the_operator  # noqa: F401
 
 COUNTED = (
@@ -90,8 +87,8 @@ class _Call(nn.Module):
         return functional_call(self, self.weights, (image,))
 
 
-class _Memory(TorchDispatchMode):
-    """Follows the life of every tensor that operations make.
+class _Memory(MemoryWatch):
+    """Sums up tensors by the part that made them.
 
     Attributes:
         live: Bytes that are alive, by the part that made them.
@@ -99,31 +96,16 @@ class _Memory(TorchDispatchMode):
     """
 
     def __init__(self, existing: Iterable[Tensor], attribution: Attribution) -> None:
-        super().__init__()
-        self.live: Counter[str] = Counter()
+        super().__init__(existing)
+        self.live: Counter[Hashable] = Counter()
         self.total = self.peak = 0
         self._attribution = attribution
-        self._known = WeakIdKeyDictionary({tensor.untyped_storage(): None for tensor in existing})
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage())
-        return result
+    def label(self) -> str:
+        return self._attribution.current
 
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
-            return
-        self._known[storage] = None
-        part, size = self._attribution.current, storage.nbytes()
-        self._add(part, size)
-        weakref.finalize(storage, self._add, part, -size).atexit = False
-
-    def _add(self, part: str, size: int) -> None:
-        self.live[part] += size
+    def changed(self, label: Hashable, size: int) -> None:
+        self.live[label] += size
         self.total += size
         self.peak = max(self.peak, self.total)
 
@@ -145,7 +127,7 @@ def _infer(call: _Call, image: Tensor, attribution: Attribution) -> tuple[Counte
     return macs, memory.peak
 
 
-def _train(call: _Call, image: Tensor, attribution: Attribution) -> Counter[str]:
+def _train(call: _Call, image: Tensor, attribution: Attribution) -> Counter[Hashable]:
     """Return the bytes of every part that are still alive when the backward pass would start."""
     call.train()
     with torch.enable_grad(), _Memory([*call.weights.values(), image], attribution) as memory:

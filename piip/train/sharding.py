@@ -16,7 +16,7 @@ _UNITS = ("blocks", "layers")
 
 
 def shard(model: nn.Module, mesh: Any) -> None:
-    """Shard a model in place; every block of a branch or language model is gathered only while it runs.
+    """Shard a model in place; every one of its `sharding_units` is gathered only while it runs.
 
     Args:
         model: The model.
@@ -28,12 +28,15 @@ def shard(model: nn.Module, mesh: Any) -> None:
     for scalar in scalars:
         if scalar.requires_grad:
             scalar.register_post_accumulate_grad_hook(partial(_average, mesh=mesh))
-    for module in model.modules():
-        for name in _UNITS:
-            if isinstance(blocks := getattr(module, name, None), nn.ModuleList):
-                for block in blocks:
-                    fully_shard(block, mesh=mesh)
+    for unit in sharding_units(model):
+        fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh, ignored_params=scalars)
+
+
+def sharding_units(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of all branches, and those of a language model."""
+    lists = (getattr(module, name, None) for module in model.modules() for name in _UNITS)
+    return [unit for units in lists if isinstance(units, nn.ModuleList) for unit in units]
 
 
 def gather(model: nn.Module) -> None:
