@@ -99,12 +99,26 @@ def from_pretrained(
     """
     folder = find_folder(source, revision)
     description = read_description(folder)
+    if description.get("kind") == LLAVA_TYPE:
+        raise CheckpointError(
+            f"{folder} holds a PIIP-LLaVA; load it with piip.llava.Answerer.load or transformers' "
+            "AutoModelForImageTextToText."
+        )
     with torch.device("meta"):
         model = _build(description, folder)
     state = read_shards(folder, "model*.safetensors")
     check_finite(state, str(folder))
     load_exactly(model, state)
     return model.to(device).eval()
+
+
+def sketch(folder: Path) -> nn.Module:
+    """Return a saved model with random weights, on the default device; of a PIIP-LLaVA, its network.
+
+    Raises:
+        CheckpointError: There is no model, or its description is damaged.
+    """
+    return _build(read_description(folder), folder)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -190,7 +204,7 @@ def _build(description: Mapping[str, Any], folder: Path) -> nn.Module:
     try:
         network = PIIP(PIIPConfig.from_dict(description["network"]))
         kind = description.get("kind")
-        if kind == "network":
+        if kind in ("network", LLAVA_TYPE):
             return network
         if kind == "classifier":
             return ImageClassifier(ClassifierConfig.from_dict(description["head"]), network)

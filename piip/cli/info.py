@@ -32,7 +32,8 @@ def info(
         model: A published configuration, a recipe, a run, or the folder of a saved model.
         sizes: Other image sides of the branches in pixels, largest image first.
         published: Count as the papers do instead, to compare with their tables.
-        image: Height and width of the image in pixels; the model's nominal square by default.
+        image: Height and width of the image in pixels; by default the model's nominal square, of a run that of its
+            images.
         batch_size: With the recipe of a PIIP-LLaVA: samples per GPU and step; the recipe's by default.
         tokens: With the recipe of a PIIP-LLaVA: length of every sample; the recipe's longest by default.
     """
@@ -41,10 +42,12 @@ def info(
     if (batch_size or tokens) and learner is None:
         raise ConfigError("--batch_size and --tokens are for the recipe of a PIIP-LLaVA; leave them out.")
     config = with_sizes(_config_of(model), sizes)  # a wrong name is found before torch is imported
-    costs = _costs(model, config, image, published, as_given=sizes is None)
+    saved = Path(model).is_dir() and sizes is None and not published
+    if saved and image is None:
+        image = _prepared_size(model)
+    costs = _costs(model, config, image, published, saved)
     heading, *rows = costs.to_rows()
-    sides = " / ".join(str(branch.image_size) for branch in reversed(config.branches))
-    table(f"{model} at {sides}", heading, rows)
+    table(f"{model} at {_sides(config, image)}", heading, rows)
     console().print(costs.counted)
     if costs.peak_bytes is not None:
         console().print(
@@ -57,16 +60,31 @@ def info(
 
 
 def _costs(
-    model: str, config: PIIPConfig, image: tuple[int, int] | None, published: bool, as_given: bool
+    model: str, config: PIIPConfig, image: tuple[int, int] | None, published: bool, saved: bool
 ) -> "CostTable":
     from piip import cost, network
 
     if published:
         return cost.published_cost(config, cost.convention_of(model))
-    if Path(model).is_dir() and as_given:
-        return cost.detector_cost(Path(model), image)
+    if saved:
+        return cost.saved_cost(Path(model), image)
     height, width = image or (config.image_size, config.image_size)
     return cost.executed_cost(network.build_on_meta(config), height, width)
+
+
+def _prepared_size(model: str) -> tuple[int, int]:
+    from piip.cost import prepared_size
+
+    return prepared_size(Path(model))
+
+
+def _sides(config: PIIPConfig, image: tuple[int, int] | None) -> str:
+    """Return the sides in pixels of the images of all branches, largest first."""
+    height, width = image or (config.image_size, config.image_size)
+    if height == width == config.image_size:
+        return " / ".join(str(branch.image_size) for branch in reversed(config.branches))
+    parts = [branch.image_size / config.image_size for branch in reversed(config.branches)]
+    return " / ".join(f"{round(width * part)}x{round(height * part)}" for part in parts)
 
 
 def with_sizes(config: PIIPConfig, sizes: tuple[int, ...] | None) -> PIIPConfig:

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from piip.config import PIIPConfig
-from piip.cost import detector_cost
+from piip.cost import prepared_size, saved_cost
 from piip.network import build_on_meta
 from piip.report.svg import confusion_figure, pyramid_figure
 from piip.train.folder import RunFolder
@@ -157,10 +157,11 @@ def _classification_section(scores: Mapping[str, Any], epoch: object) -> Section
 
 def cost_section(folder: RunFolder) -> Section | None:
     """Return what one image costs, part by part, counted from what the network executes."""
-    cost = detector_cost(folder.model)
+    height, width = prepared_size(folder.model)
+    cost = saved_cost(folder.model, (height, width))
     heading, *rows = cost.to_rows()
     html = (
-        f"<p>One image of the model's nominal size. {escape(cost.counted)}</p>"
+        f"<p>One image of {width} × {height} pixels. {escape(cost.counted)}</p>"
         f"{table(heading, rows, total=True, wide=True)}"
     )
     return Section("What it costs", html)

@@ -1,4 +1,7 @@
-"""How a detector is measured: its proposals depend on the image, so as many as its settings allow are assumed."""
+"""How saved models are measured, heads included.
+
+The proposals of a detector depend on the image: as many as its settings allow are assumed.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,8 @@ from torch import Tensor, nn
 from piip.config import PIIPConfig
 from piip.cost.executed import executed_cost
 from piip.cost.table import CostTable
-from piip.hub import find_folder, read_description
-from piip.network import PIIP
-from piip.tasks.detection import DINO, Detector, TwoStage, detector_config, new_detector
+from piip.hub import find_folder, read_description, sketch
+from piip.tasks.detection import DINO, Detector, TwoStage
 
 
 def run_detector(detector: Detector, images: Tensor) -> list[Tensor]:
@@ -45,27 +47,39 @@ def run_detector(detector: Detector, images: Tensor) -> list[Tensor]:
     return outputs
 
 
-def detector_cost(folder: Path, image: tuple[int, int] | None = None) -> CostTable:
+def saved_cost(folder: Path, image: tuple[int, int] | None = None) -> CostTable:
     """Return the cost of a saved model, its head included, for one image.
 
     Args:
         folder: A run or the folder of a saved model.
-        image: Height and width in pixels; the model's nominal square by default.
+        image: Height and width in pixels; by default those of a landscape image as the model prepares it, or the
+            network's nominal square.
 
     Raises:
         CheckpointError: There is no model.
     """
-    description = read_description(find_folder(folder))
-    config = PIIPConfig.from_dict(description["network"])
-    height, width = image or (config.image_size, config.image_size)
+    folder = find_folder(folder)
+    height, width = image or prepared_size(folder)
     with torch.device("meta"):
-        network = PIIP(config)
-        if description["kind"] != "detector":
-            return executed_cost(network, height, width)
-        detector = new_detector(detector_config(description["head"], {}), network)
-    return executed_cost(detector, height, width, run=_run)
+        model = sketch(folder)
+    return executed_cost(model, height, width, run=_run)
+
+
+def prepared_size(folder: Path) -> tuple[int, int]:
+    """Return the height and width of a landscape image as a saved model sees it."""
+    description = read_description(find_folder(folder))
+    prepared = description.get("metadata", {}).get("image")
+    if prepared is None:
+        side = PIIPConfig.from_dict(description["network"]).image_size
+        return side, side
+    long, short = prepared["scale"]
+    return short, long
 
 
 def _run(model: nn.Module, images: Tensor) -> Any:
-    assert isinstance(model, Detector)
-    return run_detector(model, images)
+    if isinstance(model, Detector):
+        return run_detector(model, images)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()  # one image has too little to compare where maps are small
+    return model(images)
