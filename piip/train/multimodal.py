@@ -36,6 +36,7 @@ from piip.train.module import TrainingModule
 from piip.train.optimizer import find_network
 from piip.train.recipe import TrainRecipe
 from piip.train.samples import spread
+from piip.train.settings import LanguageConfig
 from piip.train.task import Task
 
 
@@ -49,6 +50,7 @@ def describe_model(recipe: TrainRecipe) -> tuple[PiipLlavaConfig, PiipLlavaProce
     settings, start = recipe.language, recipe.model.start
     folder = find_folder(start) if start is not None else None
     if folder is not None and is_llava(folder) and not recipe.model.new_head:
+        _refuse_new_form(recipe)
         return PiipLlavaConfig.from_pretrained(folder), load_processor(folder)
     if not settings.model:
         raise ConfigError(
@@ -63,6 +65,17 @@ def describe_model(recipe: TrainRecipe) -> tuple[PiipLlavaConfig, PiipLlavaProce
         out_grid=settings.out_grid,
         keep_aspect_ratio=settings.keep_aspect_ratio,
     )
+
+
+def _refuse_new_form(recipe: TrainRecipe) -> None:
+    """Refuse settings of a new model where one is there that has its own."""
+    usual = LanguageConfig()
+    for name in ("projector_norm", "out_grid", "keep_aspect_ratio", "chat"):
+        if (value := getattr(recipe.language, name)) != getattr(usual, name):
+            raise ConfigError(
+                f"language.{name} is {value!r}, but {recipe.model.start} is a whole PIIP-LLaVA with its own; "
+                "remove the setting, or take its network alone with model.new_head."
+            )
 
 
 def _network_config(recipe: TrainRecipe) -> PIIPConfig:

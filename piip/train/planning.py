@@ -150,6 +150,7 @@ def _llava_config(recipe: TrainRecipe, beside: Path) -> Any:
     text = language_sizes(settings.model)
     image_token_id = text.vocab_size
     text.vocab_size = vocabulary_rows(text.vocab_size, image_token_id)
-    options = {"projector_norm": settings.projector_norm, "out_grid": settings.out_grid}
+    names = ("projector_norm", "out_grid", "keep_aspect_ratio")
+    options = {name: getattr(settings, name) for name in names}
     network = planned_network(recipe, beside).replace(merging={"kind": "none", "pyramid_levels": ()})
     return PiipLlavaConfig.of(network, text, image_token_id, **options)

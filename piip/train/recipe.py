@@ -218,6 +218,12 @@ class TrainRecipe(Described, called="recipe"):
                     )
         if self.task != "multimodal":
             self._check_no_language()
+        elif self.image != ImageConfig() or self.augment != AugmentConfig():
+            name = "image" if self.image != ImageConfig() else "augment"
+            raise ConfigError(
+                f"{name} has settings, which have no effect in the task multimodal; images are prepared for "
+                "the network's sizes: remove them."
+            )
         elif self.trainer.ema_decay is not None:
             raise ConfigError(
                 "trainer.ema_decay keeps a second model, for which the task multimodal has no room; set it to null."

@@ -46,7 +46,7 @@ def small(world, **changes):
         "trainer": {"epochs": 2, "accelerator": "cpu", "devices": 1, "samples": 2, "log_every": 1},
     }  # fmt: skip
     for name, change in changes.items():
-        values[name] = values[name] | change if isinstance(change, dict) else change
+        values[name] = values.get(name, {}) | change if isinstance(change, dict) else change
     return recipe_from_dict(values)
 
 
@@ -87,6 +87,17 @@ def load_language(world):
     from transformers import LlamaForCausalLM
 
     return LlamaForCausalLM.from_pretrained(world / "language").model.state_dict()
+
+
+def test_a_whole_model_keeps_its_form(world, first, tmp_path):
+    recipe = small(world, model=FROM | {"start": str(first.path)}, language={"projector_norm": "layer"})
+    with pytest.raises(ConfigError, match="is a whole PIIP-LLaVA with its own; remove the setting"):
+        run_training(recipe, tmp_path / "run")
+    alone = small(
+        world, model=FROM | {"start": str(first.path), "new_head": True}, language={"out_grid": [3, 3]}
+    )
+    run = run_training(alone, tmp_path / "run")
+    assert json.loads((run.model / "config.json").read_text())["out_grid"] == [3, 3]
 
 
 def test_a_second_stage_goes_on_from_the_first_and_moves_everything(first, second):
@@ -208,6 +219,8 @@ def test_the_small_recipes_go_from_captions_to_answers(world, tmp_path, monkeypa
         ({"data": {"images": "/nowhere"}}, DataError, "The folder of images /nowhere does not exist"),
         ({"data": {"folder": "/nowhere"}}, DataError, "The folder /nowhere does not exist; check data.folder"),
         ({"task": "detection"}, ConfigError, "no effect in the task detection; it is for multimodal"),
+        ({"image": {"scale": [64, 64]}}, ConfigError, "image has settings, which have no effect"),
+        ({"augment": {"flip": 0.0}}, ConfigError, "augment has settings, which have no effect"),
         ({"trainer": {"ema_decay": 0.9}}, ConfigError, "trainer.ema_decay"),
     ],
 )  # fmt: skip
