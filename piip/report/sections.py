@@ -7,6 +7,7 @@ from typing import Any
 
 from piip.config import PIIPConfig
 from piip.cost import prepared_size, saved_cost
+from piip.hub import is_llava
 from piip.network import build_on_meta
 from piip.report.svg import confusion_figure, pyramid_figure
 from piip.train.folder import RunFolder
@@ -160,8 +161,9 @@ def cost_section(folder: RunFolder) -> Section | None:
     height, width = prepared_size(folder.model)
     cost = saved_cost(folder.model, (height, width))
     heading, *rows = cost.to_rows()
+    alone = " The network alone, without its language model." * is_llava(folder.model)
     html = (
-        f"<p>One image of {width} × {height} pixels. {escape(cost.counted)}</p>"
+        f"<p>One image of {width} × {height} pixels.{alone} {escape(cost.counted)}</p>"
         f"{table(heading, rows, total=True, wide=True)}"
     )
     return Section("What it costs", html)
