@@ -27,7 +27,7 @@ from piip.llava.learning import add_lora, learn_parts, merge_lora
 from piip.llava.likelihood import AnswerCount, answer_scores, count_answers
 from piip.llava.loading import load_processor, save_llava
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
-from piip.llava.processing import PiipLlavaProcessor
+from piip.llava.processing import CHAT_TEMPLATE, PiipLlavaProcessor
 from piip.llava.questions import Question, answer_questions, read_questions, score
 from piip.network import PIIP
 from piip.train.building import build_network, described, load_start
@@ -50,8 +50,9 @@ def describe_model(recipe: TrainRecipe) -> tuple[PiipLlavaConfig, PiipLlavaProce
     settings, start = recipe.language, recipe.model.start
     folder = find_folder(start) if start is not None else None
     if folder is not None and is_llava(folder) and not recipe.model.new_head:
-        _refuse_new_form(recipe)
-        return PiipLlavaConfig.from_pretrained(folder), load_processor(folder)
+        config, processor = PiipLlavaConfig.from_pretrained(folder), load_processor(folder)
+        _refuse_new_form(recipe, config, processor)
+        return config, processor
     if not settings.model:
         raise ConfigError(
             "The recipe names no language model; give language.model, a folder or a name on the Hub, or go on from "
@@ -67,13 +68,20 @@ def describe_model(recipe: TrainRecipe) -> tuple[PiipLlavaConfig, PiipLlavaProce
     )
 
 
-def _refuse_new_form(recipe: TrainRecipe) -> None:
-    """Refuse settings of a new model where one is there that has its own."""
-    usual = LanguageConfig()
-    for name in ("projector_norm", "out_grid", "keep_aspect_ratio", "chat"):
-        if (value := getattr(recipe.language, name)) != getattr(usual, name):
+def _refuse_new_form(recipe: TrainRecipe, config: PiipLlavaConfig, processor: PiipLlavaProcessor) -> None:
+    """Refuse settings of a new model that are not those of the one that is there."""
+    usual, grid = LanguageConfig(), config.out_grid
+    own: dict[str, Any] = {
+        "projector_norm": config.projector_norm,
+        "out_grid": None if grid is None else tuple(grid),
+        "keep_aspect_ratio": config.keep_aspect_ratio,
+        "chat": "vicuna" if processor.chat_template == CHAT_TEMPLATE else "own",
+    }
+    for name, there in own.items():
+        value = getattr(recipe.language, name)
+        if value not in (there, getattr(usual, name)):
             raise ConfigError(
-                f"language.{name} is {value!r}, but {recipe.model.start} is a whole PIIP-LLaVA with its own; "
+                f"language.{name} is {value!r}, but {recipe.model.start} is a whole PIIP-LLaVA with {there!r}; "
                 "remove the setting, or take its network alone with model.new_head."
             )
 

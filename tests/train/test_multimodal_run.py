@@ -91,7 +91,7 @@ def load_language(world):
 
 def test_a_whole_model_keeps_its_form(world, first, tmp_path):
     recipe = small(world, model=FROM | {"start": str(first.path)}, language={"projector_norm": "layer"})
-    with pytest.raises(ConfigError, match="is a whole PIIP-LLaVA with its own; remove the setting"):
+    with pytest.raises(ConfigError, match="is a whole PIIP-LLaVA with 'group'; remove"):
         run_training(recipe, tmp_path / "run")
     alone = small(
         world, model=FROM | {"start": str(first.path), "new_head": True}, language={"out_grid": [3, 3]}
