@@ -24,15 +24,25 @@ def check_model(recipe: TrainRecipe) -> None:
         ConfigError: The recipe names no model, or an impossible one.
         CheckpointError: There is no model to start from.
     """
-    bare = described(recipe).replace(pretrained=False, weights={})
+    if recipe.model.start is not None and not recipe.model.new_head:
+        return
     with torch.device("meta"):
-        if bare.start is None:
-            network = build_network(bare)
-        elif bare.new_head:
-            network = PIIP(PIIPConfig.from_dict(read_description(find_folder(bare.start))["network"]))
-        else:
-            return
-        task_of(recipe).check_head(network, recipe)
+        task_of(recipe).check_head(PIIP(network_config(recipe)), recipe)
+
+
+def network_config(recipe: TrainRecipe) -> PIIPConfig:
+    """Return the description of the network that a recipe trains; no weight is read.
+
+    Raises:
+        ConfigError: The recipe names no network, or an impossible one.
+        CheckpointError: There is no model to start from.
+    """
+    start = recipe.model.start
+    if start is None:
+        with torch.device("meta"):
+            return build_network(described(recipe).replace(pretrained=False, weights={})).config
+    config = PIIPConfig.from_dict(read_description(find_folder(start))["network"])
+    return config.replace(**task_of(recipe).network_changes)
 
 
 def build_model(recipe: TrainRecipe, classes: tuple[str, ...]) -> nn.Module:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from piip.config import PIIPConfig
 from piip.data.conversation_layout import find_file, holds_conversations
 from piip.data.conversations import IMAGE_MARK, ConversationFile
 from piip.data.length_sampler import LengthGroupedBatchSampler
@@ -30,10 +29,9 @@ from piip.llava.modeling import PiipLlavaForConditionalGeneration
 from piip.llava.processing import CHAT_TEMPLATE, PiipLlavaProcessor
 from piip.llava.questions import Question, answer_questions, read_questions, score
 from piip.network import PIIP
-from piip.train.building import build_network, described, load_start
+from piip.train.building import network_config
 from piip.train.data import TaskData
 from piip.train.module import TrainingModule
-from piip.train.optimizer import find_network
 from piip.train.recipe import TrainRecipe
 from piip.train.samples import spread
 from piip.train.settings import LanguageConfig
@@ -59,7 +57,7 @@ def describe_model(recipe: TrainRecipe) -> tuple[PiipLlavaConfig, PiipLlavaProce
             "a PIIP-LLaVA with model.start."
         )
     return describe_llava(
-        _network_config(recipe),
+        network_config(recipe),
         settings.model,
         settings.chat,
         projector_norm=settings.projector_norm,
@@ -84,15 +82,6 @@ def _refuse_new_form(recipe: TrainRecipe, config: PiipLlavaConfig, processor: Pi
                 f"language.{name} is {value!r}, but {recipe.model.start} is a whole PIIP-LLaVA with {there!r}; "
                 "remove the setting, or take its network alone with model.new_head."
             )
-
-
-def _network_config(recipe: TrainRecipe) -> PIIPConfig:
-    """Return the description of the network, one map per branch."""
-    with torch.device("meta"):
-        if recipe.model.start is None:
-            bare = described(recipe).replace(pretrained=False, weights={})
-            return build_network(bare).config
-    return unmerged(find_network(load_start(recipe.model.start))[1]).config
 
 
 class QuestionDataset(Dataset[Question]):

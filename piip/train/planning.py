@@ -9,8 +9,8 @@ import torch
 from piip.config import PIIPConfig
 from piip.cost.training import Level, TrainingMemory, training_memory
 from piip.errors import ConfigError, require
-from piip.hub import find_folder, is_llava, read_description
-from piip.train.building import build_network
+from piip.hub import find_folder, is_llava
+from piip.train.building import network_config
 from piip.train.recipe import TrainRecipe, load_recipe
 from piip.train.sharding import sharding_units
 from piip.train.task import task_of
@@ -43,12 +43,7 @@ def planned_network(recipe: TrainRecipe, beside: Path) -> PIIPConfig:
         ConfigError: The recipe names no network.
         CheckpointError: It starts from a run of which there is neither folder nor recipe.
     """
-    model = origin(recipe, beside).model
-    if model.start is not None:
-        return PIIPConfig.from_dict(read_description(find_folder(model.start))["network"])
-    changes = {**task_of(recipe).network_changes, **model.changes}
-    with torch.device("meta"):
-        return build_network(model.replace(changes=changes, pretrained=False, weights={})).config
+    return network_config(origin(recipe, beside))
 
 
 def planned_llava(recipe: TrainRecipe, beside: Path, strategy: str | None = None) -> Any:
@@ -152,5 +147,4 @@ def _llava_config(recipe: TrainRecipe, beside: Path) -> Any:
     text.vocab_size = vocabulary_rows(text.vocab_size, image_token_id)
     names = ("projector_norm", "out_grid", "keep_aspect_ratio")
     options = {name: getattr(settings, name) for name in names}
-    network = planned_network(recipe, beside).replace(merging={"kind": "none", "pyramid_levels": ()})
-    return PiipLlavaConfig.of(network, text, image_token_id, **options)
+    return PiipLlavaConfig.of(planned_network(recipe, beside), text, image_token_id, **options)
