@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help demo test test-all lint format bench clean
+.PHONY: help demo test test-all test-lmms lint format bench clean
 
 help: ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -26,6 +26,12 @@ test: $(STAMP) ## the default test suite (under ten minutes on two cores)
 test-all: $(STAMP) ## every test, the slow ones too
 	$(BIN)/python -m pytest -n $(WORKERS)
 
+test-lmms: ## lmms-eval's bridge, in an environment of its own (.venv-lmms): it wants older libraries
+	$(PYTHON) -m venv $(VENV)-lmms
+	@echo "installing piip and lmms-eval into $(VENV)-lmms (a few minutes the first time) ..."
+	$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,lmms]'
+	$(VENV)-lmms/bin/python -m pytest tests/bridges/test_lmms_eval.py
+
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,4 +45,4 @@ bench: $(STAMP) ## forward, training step and memory of PIIP-TSB on this machine
 	$(BIN)/python -m benchmarks
 
 clean: ## remove the environment and what was built
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-lmms build *.egg-info
