@@ -84,6 +84,20 @@ def _refuse_new_form(recipe: TrainRecipe, config: PiipLlavaConfig, processor: Pi
             )
 
 
+def outline(config: PiipLlavaConfig, recipe: TrainRecipe) -> PiipLlavaForConditionalGeneration:
+    """Return the model that a recipe trains, on the meta device, with what is learnt and recomputed.
+
+    Args:
+        config: Of the model, as `describe_model` returns it.
+        recipe: The run.
+    """
+    with torch.device("meta"):
+        model = PiipLlavaForConditionalGeneration(config)
+        model.model.vision_tower.network.set_grad_checkpointing(recipe.trainer.grad_checkpointing)
+        MultimodalTask.prepare(model, recipe)
+    return model.train()
+
+
 class QuestionDataset(Dataset[Question]):
     """Questions as a data set.
 
@@ -262,6 +276,14 @@ class MultimodalTask(Task):
         assert isinstance(network, PIIP)
         config, _ = describe_model(recipe)
         return assemble(config, unmerged(network), recipe.language.model, _language_dtype(recipe))
+
+    @staticmethod
+    def without_weights(recipe: TrainRecipe, data: TaskData) -> nn.Module:
+        """Return the model in memory that nothing has been written to, which takes none."""
+        assert isinstance(data, MultimodalData)
+        model = outline(data.config, recipe).to_empty(device="cpu")
+        model.tie_weights()
+        return model
 
     @classmethod
     def check_head(cls, network: nn.Module, recipe: TrainRecipe) -> None:

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from piip.config import PIIPConfig
 from piip.cost.training import Level, TrainingMemory, training_memory
 from piip.errors import ConfigError, require
@@ -13,7 +11,6 @@ from piip.hub import find_folder, is_llava
 from piip.train.building import network_config
 from piip.train.recipe import TrainRecipe, load_recipe
 from piip.train.sharding import sharding_units
-from piip.train.task import task_of
 
 
 def origin(recipe: TrainRecipe, beside: Path) -> TrainRecipe:
@@ -58,18 +55,12 @@ def planned_llava(recipe: TrainRecipe, beside: Path, strategy: str | None = None
         ConfigError: The recipe names no network or no language model.
     """
     require("transformers", "llava", "PIIP-LLaVA")
-    from piip.llava.modeling import PiipLlavaForConditionalGeneration
+    from piip.train.multimodal import outline
 
-    if strategy is not None:
-        recipe = recipe.replace(trainer=recipe.trainer.replace(strategy=strategy))
-    config = _llava_config(recipe, beside)
-    with torch.device("meta"):
-        model = PiipLlavaForConditionalGeneration(config)
-        # What "light" keeps follows from where tensors lie in memory, which is nowhere here.
-        again = recipe.trainer.grad_checkpointing is True
-        model.model.vision_tower.network.set_grad_checkpointing(again)
-        task_of(recipe).prepare(model, recipe)
-    return model.train()
+    # What "light" keeps follows from where tensors lie in memory, which is nowhere here.
+    again = recipe.trainer.grad_checkpointing is True
+    trainer = recipe.trainer.replace(strategy=strategy or recipe.trainer.strategy, grad_checkpointing=again)
+    return outline(_llava_config(recipe, beside), recipe.replace(trainer=trainer))
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,10 @@ def run_training(recipe: TrainRecipe | str | Path, out: str | Path, *, resume: b
     with quiet():
         build_trainer(recipe, folder)  # hardware that is not there is found before anything is written
     torch.manual_seed(recipe.trainer.seed)
-    model = build_model(recipe, data.classes)
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    empty = recipe.trainer.strategy == "fsdp" and not first  # sharding brings the first process's weights
+    model = (task.without_weights(recipe, data) if empty else None) or build_model(recipe, data.classes)
+    if first:
         _open(folder, recipe, resume)
     module = task.module(model, recipe, data)
     begin = time.monotonic()

@@ -1,10 +1,10 @@
 """Sharding a model over devices (FSDP2) and what its scalar parameters need there.
 
 The branch weights of the merging are scalars, which cannot be sharded: they stay whole on every device, and their
-gradients are averaged here.
+gradients are averaged here. All weights are those of the first process: the others need to have none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,12 @@ def shard(model: nn.Module, mesh: Any) -> None:
     """Shard a model in place; every one of its `sharding_units` is gathered only while it runs.
 
     Args:
-        model: The model.
+        model: The model, with the same tensors in all processes; their values count in the first one alone.
         mesh: The one-dimensional device mesh of the processes.
     """
     from torch.distributed.fsdp import fully_shard
 
+    whole = {name: tensor.detach() for name, tensor in _tensors(model).items()}
     scalars = {parameter for parameter in model.parameters() if parameter.ndim == 0}
     for scalar in scalars:
         if scalar.requires_grad:
@@ -31,6 +32,7 @@ def shard(model: nn.Module, mesh: Any) -> None:
     for unit in sharding_units(model):
         fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh, ignored_params=scalars)
+    _take_over_from_first(model, whole, mesh)
 
 
 def sharding_units(model: nn.Module) -> list[nn.Module]:
@@ -76,6 +78,37 @@ def _units(model: nn.Module) -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers, also buffers that no checkpoint holds."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+@torch.no_grad()
+def _take_over_from_first(model: nn.Module, whole: Mapping[str, Tensor], mesh: Any) -> None:
+    """Give every process its shards of the first one's tensors, one tensor after the other.
+
+    Args:
+        model: Sharded.
+        whole: Its tensors before that.
+        mesh: The processes.
+    """
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    group, device = mesh.get_group(), torch.device(mesh.device_type)
+    for name, tensor in _tensors(model).items():
+        value = (
+            whole[name].to(device)
+            if mesh.get_local_rank() == 0
+            else torch.empty_like(whole[name], device=device)
+        )
+        torch.distributed.broadcast(value, group=group, group_src=0)
+        if isinstance(tensor, DTensor):
+            shards = distribute_tensor(value, mesh, tensor.placements, src_data_rank=None)
+            tensor.to_local().copy_(shards.to_local())
+        else:
+            tensor.copy_(value)
 
 
 def _average(parameter: Tensor, mesh: Any) -> None:

@@ -39,6 +39,14 @@ class Task(ABC):
     def new_model(network: nn.Module, recipe: TrainRecipe, classes: tuple[str, ...]) -> nn.Module:
         """Return a model with a new head on a network."""
 
+    @staticmethod
+    def without_weights(recipe: TrainRecipe, data: TaskData) -> nn.Module | None:
+        """Return the model that a recipe trains with any weights, or None where that saves nothing.
+
+        It is for processes that get their shards of the weights from another one.
+        """
+        return None
+
     @classmethod
     def check_head(cls, network: nn.Module, recipe: TrainRecipe) -> None:
         """Refuse a head that is impossible on a network of the meta device, before data are read."""

@@ -12,10 +12,12 @@ from tests.llava.tiny import text_config, tokenizer
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 210)}
 
 
-def save_language_model(folder):
+def save_language_model(folder, **changes):
     """Save a language model of 101 words with its tokenizer."""
     torch.manual_seed(0)
-    LlamaForCausalLM(text_config()).save_pretrained(folder)
+    config = text_config()
+    config.update(changes)
+    LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

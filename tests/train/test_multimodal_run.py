@@ -12,11 +12,13 @@ from piip.cli import main
 from piip.errors import ConfigError, DataError
 from piip.llava import Answerer
 from piip.llava.loading import load_model
+from piip.train.building import build_model
 from piip.train.checkpoints import AtomicCheckpointIO
 from piip.train.folder import RunFolder
 from piip.train.multimodal import MultimodalModule
 from piip.train.recipe import recipe_from_dict
 from piip.train.run import run_training
+from piip.train.task import task_of
 from tests.llava.language import save_language_model, write_colours
 from tests.train.resuming import assert_resumes_exactly
 
@@ -228,3 +230,34 @@ def test_what_cannot_be_trained_is_one_sentence(world, tmp_path, changes, error,
     with pytest.raises(error, match=words):
         run_training(small(world, **changes), tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("again", [False, True, "light"])
+def test_a_process_that_gets_shards_needs_no_weights(world, tmp_path, tied, rank, again):
+    save_language_model(tmp_path, tie_word_embeddings=tied)
+    recipe = small(world, language={"model": str(tmp_path), "lora_rank": rank})
+    recipe = recipe.replace(trainer=recipe.trainer.replace(strategy="fsdp", grad_checkpointing=again))
+    task = task_of(recipe)
+    data = task.data(recipe)
+    whole = build_model(recipe, ())
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ConfigError):
+        build_model(recipe, ())
+    empty = task.without_weights(recipe, data)
+    assert kinds(empty.named_parameters()) == kinds(whole.named_parameters())  # the tied head is in neither
+    assert kinds(empty.named_buffers()) == kinds(whole.named_buffers())
+    assert [type(module) for module in empty.modules()] == [type(module) for module in whole.modules()]
+    modes = ([(name, module.training) for name, module in model.named_modules()] for model in (empty, whole))
+    assert next(modes) == next(modes)
+    leftovers = [name for module in empty.modules() for name, value in vars(module).items() if on_meta(value)]
+    assert not leftovers
+
+
+def kinds(named):
+    return [(name, value.shape, value.dtype, value.device, value.requires_grad) for name, value in named]
+
+
+def on_meta(value):
+    return isinstance(value, torch.Tensor) and value.is_meta
