@@ -1,7 +1,9 @@
 """AdamW with the released layer-wise learning rates (SPEC 13)."""
 
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -40,6 +42,7 @@ def build_optimizer(
         strides,
         prefix,
         config.rest_factor,
+        config.factors,
     )
     if not groups:
         raise ConfigError("Every parameter is frozen; leave at least one branch or the head trainable.")
@@ -72,6 +75,7 @@ def layer_decay_groups(
     skip_stride: Sequence[float],
     prefix: str = "",
     rest_factor: float = 1.0,
+    factors: Mapping[str, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Return AdamW's parameter groups by the released rule (SPEC 13).
 
@@ -89,13 +93,16 @@ def layer_decay_groups(
         skip_stride: One number for each branch from the second.
         prefix: Name of the network inside the model with a final dot, or empty.
         rest_factor: Factor of the rate of everything outside the branches.
+        factors: Further factors, of parameters in whose names the keys are found.
 
     Returns:
         Groups of ``params``, ``lr``, ``weight_decay``, ``lr_scale``, ``name`` and ``param_names``.
 
     Raises:
-        ConfigError: ``skip_stride`` does not fit the number of branches.
+        ConfigError: ``skip_stride`` does not fit the number of branches, or no parameter has a key of ``factors``
+            in its name.
     """
+    _check_factors(model, factors)
     network = model.get_submodule(prefix.removesuffix(".")) if prefix else model
     branches: Sequence[nn.Module] = list(network.branches)  # type: ignore[arg-type]
     if len(skip_stride) < len(branches) - 1:
@@ -115,14 +122,25 @@ def layer_decay_groups(
         # The key truncates a fractional layer, and a group keeps the rate of the parameter that created it:
         # fractional layers therefore act as rounded down.
         rest = inside is None and rest_factor != 1
-        key = f"{'rest' if rest else f'layer_{int(layer)}'}_{'no_decay' if plain else 'decay'}"
+        own = [part for part in factors if part in name]
+        key = "_".join(["rest" if rest else f"layer_{int(layer)}", *own, "no_decay" if plain else "decay"])
         if key not in groups:
             scale = decay ** (num_layers + 1 - layer) * (rest_factor if rest else 1)
+            scale *= math.prod(factors[part] for part in own)
             groups[key] = {"params": [], "param_names": [], "lr": base_lr * scale, "lr_scale": scale}
             groups[key] |= {"weight_decay": 0.0 if plain else weight_decay, "name": key}
         groups[key]["params"].append(parameter)
         groups[key]["param_names"].append(name)
     return list(groups.values())
+
+
+def _check_factors(model: nn.Module, factors: Mapping[str, float]) -> None:
+    for part in factors:
+        if not any(part in name for name, _ in _trainable(model)):
+            raise ConfigError(
+                f"optimizer.factors names {part}, which is in the name of no parameter that is trained; "
+                "correct or remove it."
+            )
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

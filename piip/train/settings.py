@@ -1,6 +1,7 @@
 """The settings of the optimiser, of its learning rate and of a language model; reading them needs no torch."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 from piip.described import Described
@@ -25,6 +26,8 @@ class OptimizerConfig(Described, called="optimizer"):
         layer_decay: Factor of the learning rate per transformer block below the last; 1 = the same everywhere.
         num_layers: Blocks over which the rate falls; default: the depth of the deepest transformer.
         rest_factor: Factor of the learning rate of everything but the branches: interactions, merging and heads.
+        factors: Further factors of the learning rate, by a part of parameters' names, such as
+            ``multi_modal_projector``, ``interactions`` or ``head``.
         skip_stride: For branches 2, 3, ...: how many of ``num_layers`` one of their blocks counts as; default:
             ``num_layers`` divided by their depth, as in all released recipes.
     """
@@ -35,6 +38,7 @@ class OptimizerConfig(Described, called="optimizer"):
     layer_decay: float = 1.0
     num_layers: int | None = None
     rest_factor: float = 1.0
+    factors: dict[str, float] = field(default_factory=dict)
     skip_stride: tuple[float, ...] | None = None
 
     def check(self) -> None:
@@ -46,6 +50,9 @@ class OptimizerConfig(Described, called="optimizer"):
         self.check_range("num_layers", 1)
         self.check_range("rest_factor", 0, above=True)
         self.check_range("skip_stride", 0, above=True)
+        for name, factor in self.factors.items():
+            if not 0 < factor < math.inf:
+                raise ConfigError(f"optimizer.factors.{name} is {factor!r}; give a number above 0.")
 
 
 @dataclass(frozen=True)

@@ -158,3 +158,27 @@ def test_everything_but_the_branches_can_learn_faster():
     assert {rates[name] for name in inside} == {1e-3}
     assert all(rates[name] == pytest.approx(1e-2) for name in rates.keys() - inside)
     assert len(rates) == sum(1 for _ in model.parameters())
+
+
+def rates(model: nn.Module, **settings) -> dict[str, float]:
+    groups = build_optimizer(model, OptimizerConfig(lr=1e-3, layer_decay=0.5, **settings)).param_groups
+    return {name: group["lr"] for group in groups for name in group["param_names"]}
+
+
+def test_parts_may_have_rates_of_their_own():
+    model = Model(build_on_meta(config(2, 2)))
+    plain, found = rates(model), rates(model, factors={"interactions": 3.0, "neck": 0.1})
+    assert found.keys() == plain.keys()
+    for name, rate in found.items():
+        factor = 3.0 if "interactions" in name else 0.1 if "neck" in name else 1.0
+        assert rate == pytest.approx(factor * plain[name]), name
+    assert [found[f"neck.0.{name}"] for name in ("weight", "bias")] == pytest.approx([1e-4, 1e-4])
+    assert any("interactions" in name for name in found)
+
+
+def test_a_factor_of_nothing_is_refused():
+    model = Model(build_on_meta(config(2, 2)))
+    with pytest.raises(ConfigError, match=r"optimizer\.factors names nekc"):
+        build_optimizer(model, OptimizerConfig(factors={"nekc": 0.1}))
+    with pytest.raises(ConfigError, match=r"optimizer\.factors\.neck is 0"):
+        OptimizerConfig(factors={"neck": 0})
