@@ -43,23 +43,25 @@ def draw_samples(draw: Draw, model: nn.Module, dataset: Any, folder: Path, count
 
 
 def draw_detection(model: Detector, dataset: DetectionDataset, position: int, folder: Path) -> None:
-    """Draw found and annotated objects as ``NAME.png`` and ``NAME_truth.png``."""
+    """Draw found and annotated objects as ``POSITION_NAME.png`` and ``POSITION_NAME_truth.png``."""
     image, _, meta = dataset[position]
     (found,) = model([image.to(_device(model))], None, [meta])
     assert isinstance(found, Instances)
     names, path = model.config.classes, dataset.index.root / meta.file_name
     truth = Detections(ground_truth(dataset, position), names, path=path)
-    truth.plot(folder / f"{path.stem}_truth.png", scores=False)
-    Detections(found.cpu(), names, path=path).plot(folder / f"{path.stem}.png", score=SCORE)
+    picture = folder / f"{position}_{path.stem}"
+    truth.plot(Path(f"{picture}_truth.png"), scores=False)
+    Detections(found.cpu(), names, path=path).plot(Path(f"{picture}.png"), score=SCORE)
 
 
 def draw_segmentation(model: Segmenter, dataset: SegmentationDataset, position: int, folder: Path) -> None:
-    """Draw the found and the annotated classes as ``NAME.png`` and ``NAME_truth.png``."""
+    """Draw the found and the annotated classes as ``POSITION_NAME.png`` and ``POSITION_NAME_truth.png``."""
     image, truth, meta = dataset[position]
     labels = model.segment(image[None].to(_device(model)), meta.original_size)[0].argmax(0)
     names, path = model.config.classes, Path(meta.file_name)
-    Segmentation(truth.to(torch.uint8), names, path).plot(folder / f"{path.stem}_truth.png")
-    Segmentation(labels.to(torch.uint8).cpu(), names, path).plot(folder / f"{path.stem}.png")
+    picture = folder / f"{position}_{path.stem}"
+    Segmentation(truth.to(torch.uint8), names, path).plot(Path(f"{picture}_truth.png"))
+    Segmentation(labels.to(torch.uint8).cpu(), names, path).plot(Path(f"{picture}.png"))
 
 
 def draw_classification(

@@ -67,7 +67,7 @@ def run(pictures, tmp_path_factory) -> RunFolder:
 
 def test_the_folder_holds_everything(run, pictures):
     names = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
-    assert {"results.json", "model/config.json", "curves/miou.png", "samples/0.png"} <= names
+    assert {"results.json", "model/config.json", "curves/miou.png", "samples/0_0.png"} <= names
     assert run.recipe() == small(pictures)
     scores = run.read_results()["segmentation"]
     assert set(scores["classes"]) == {"ground", "disc"}
