@@ -56,9 +56,24 @@ def refuse(model: str, kind: str, options: dict[str, Any]) -> None:
 
 
 def answer_about(
-    files: list[Path], model: str, prompt: str | None, tokens: int, device: str, out: Path
+    files: list[Path],
+    targets: list[Path],
+    model: str,
+    prompt: str | None,
+    tokens: int,
+    device: str,
+    out: Path,
 ) -> Path:
     """Ask about each image on its own, print the answers and write them to predictions.json.
+
+    Args:
+        files: The images.
+        targets: Where to draw where each answer came from; none to leave that out.
+        model: A run, the folder of a PIIP-LLaVA, or its name on the Hub.
+        prompt: The question.
+        tokens: Where an answer is cut off.
+        device: Where the model runs.
+        out: Folder of predictions.json.
 
     Raises:
         ConfigError: There is no prompt.
@@ -75,9 +90,13 @@ def answer_about(
     for number, path in enumerate(files):
         picture = open_picture(path)
         answer = answerer.answer(picture, prompt, tokens)
+        drawn = ""
+        if targets and answer:
+            answerer.explain(picture, prompt, answer).plot(targets[number])
+            drawn = f" -> {targets[number]}"
         size = {"height": picture.height, "width": picture.width}
         answers.append({"id": number, "file_name": str(path)} | size | {"prompt": prompt, "answer": answer})
-        console().print(f"{path}: {answer}", markup=False, emoji=False)
+        console().print(f"{path}: {answer}{drawn}", markup=False, emoji=False)
     write_json(out / "predictions.json", {"images": answers}, indent=None)
     return out
 

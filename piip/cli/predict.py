@@ -20,6 +20,7 @@ def predict_images(
     flip: bool = False,
     prompt: str | None = None,
     max_new_tokens: int = 256,
+    explain: bool = False,
     device: str = "auto",
 ) -> Path:
     """Show what a trained model sees in images.
@@ -27,7 +28,7 @@ def predict_images(
     Writes every image with what is seen drawn on it, and predictions.json: objects in COCO's format; how much of
     the image each class covers, with a mask of class numbers (NAME_mask.png) for every image; or the five
     likeliest classes of the image. A PIIP-LLaVA answers --prompt for every image; the answers are printed and
-    written to predictions.json, and nothing is drawn.
+    written to predictions.json, and --explain true draws where in the image each came from.
 
     Args:
         images: Image files or folders of images.
@@ -38,6 +39,7 @@ def predict_images(
         flip: Also look at each image mirrored left to right.
         prompt: What a PIIP-LLaVA is asked about each image.
         max_new_tokens: Where an answer of a PIIP-LLaVA is cut off.
+        explain: Draw the attention from an answer of a PIIP-LLaVA to the image, and what every branch contributed.
         device: Where the model runs: auto, cpu, cuda, cuda:1, mps.
     """
     from piip import AugmentedTest, load
@@ -49,8 +51,10 @@ def predict_images(
     files = _files(images)
     if is_llava(find_folder(model)):
         refuse(model, "a PIIP-LLaVA", {"scales": scales != (1.0,), "flip": flip})
-        return answer_about(files, model, prompt, max_new_tokens, device, out)
-    refuse(model, "no PIIP-LLaVA", {"prompt": prompt})
+        drawn = _targets(files, out) if explain else []
+        with _all_or_nothing(drawn):
+            return answer_about(files, drawn, model, prompt, max_new_tokens, device, out)
+    refuse(model, "no PIIP-LLaVA", {"prompt": prompt, "explain": explain})
     targets = _targets(files, out)
     predictor = load(model, device, test=test)
     seen = []

@@ -12,6 +12,7 @@ from transformers import TextStreamer
 
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.hub import find_folder, is_llava
+from piip.llava.explaining import Explanation, explain
 from piip.llava.loading import in_bits, load_model, load_processor
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 from piip.llava.processing import PiipLlavaProcessor
@@ -110,6 +111,30 @@ class Answerer:
             ConfigError: The question is longer than what the language model reads.
         """
         return self.answer_all([[Turn("user", prompt, as_pictures(images))]], max_new_tokens, stream)[0]
+
+    def explain(
+        self,
+        image: "Picture",
+        prompt: str,
+        answer: str | None = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> Explanation:
+        """Return where in an image the answer to a question came from.
+
+        Args:
+            image: Of a kind that `piip.Predictor.predict` takes.
+            prompt: The question.
+            answer: An answer to ask about; the model's own by default.
+            max_new_tokens: Where the model's own is cut off.
+
+        Raises:
+            DataError: The image cannot be read, the prompt contains the mark of an image, or there is no answer.
+            ConfigError: The question is longer than what the language model reads.
+        """
+        turn = Turn("user", prompt, as_pictures(image))
+        if answer is None:
+            (answer,) = self.answer_all([[turn]], max_new_tokens)
+        return explain(self.model, self.processor, turn.images[0], self.render([turn]), answer)
 
     def answer_all(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from piip.errors import ConfigError, require
+from piip.llava.loading import silence_bitsandbytes
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 
 
@@ -49,6 +50,7 @@ def add_lora(
         MissingExtraError: peft is not installed.
         ConfigError: The language model has no linear layers.
     """
+    silence_bitsandbytes()  # which peft imports where it is installed
     peft = require("peft", "llava", "LoRA")
     language = model.model.language_model
     names = [name for name, module in language.named_modules() if isinstance(module, nn.Linear)]

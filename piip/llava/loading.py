@@ -68,9 +68,8 @@ def in_bits(bits: int) -> BitsAndBytesConfig:
     """
     if bits not in (4, 8):
         raise ConfigError(f"bits is {bits}; give 4 or 8.")
+    silence_bitsandbytes()
     require("bitsandbytes", "bits", f"Loading in {bits} bits")
-    # It would say at every layer of every token that 8 bits are multiplied in float16.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -79,6 +78,11 @@ def in_bits(bits: int) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
+
+
+def silence_bitsandbytes() -> None:
+    """Turn off what bitsandbytes says when it is imported, and at every layer of every token."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def load_processor(folder: Path) -> PiipLlavaProcessor:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("transformers")
 
@@ -63,6 +64,39 @@ def test_predict_prints_and_writes_the_answers(folder, answerer, images, capsys)
     assert [path.name for path in out.iterdir()] == ["predictions.json"]
 
 
+def test_predict_draws_where_answers_came_from(folder, images, tmp_path, capsys):
+    words = [
+        "predict",
+        images / "a.png",
+        images / "a.png",
+        "--model",
+        folder,
+        "--prompt",
+        "What?",
+        "--explain",
+        "true",
+    ]
+    assert main([*map(str, words), "--max_new_tokens", "4", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" -> ")[2] for line in lines] == [
+        str(tmp_path / f"a-{number}.png") for number in (0, 1)
+    ]
+    assert len({(tmp_path / f"a-{number}.png").read_bytes() for number in (0, 1)}) == 1
+    with Image.open(tmp_path / "a-0.png") as drawn:
+        assert drawn.width > 3 * drawn.height
+    assert len(json.loads((tmp_path / "predictions.json").read_text())["images"]) == 2
+
+
+def test_predict_leaves_no_half_of_its_drawings(folder, images, tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    words = ["predict", images / "a.png", tmp_path / "broken.png", "--model", folder, "--prompt", "What?"]
+    complaint = fails(
+        [*words, "--explain", "true", "--max_new_tokens", "4", "--out", tmp_path / "out"], capsys
+    )
+    assert "broken.png" in complaint
+    assert not list((tmp_path / "out").glob("*"))
+
+
 def test_predict_without_what_it_needs(folder, images, tmp_path, capsys):
     words = ["predict", images / "a.png", "--model", folder]
     assert "which answers questions; add one: --prompt" in fails(words, capsys)
@@ -71,6 +105,7 @@ def test_predict_without_what_it_needs(folder, images, tmp_path, capsys):
     classes().save(tmp_path / "model")
     words = ["predict", images / "a.png", "--model", tmp_path / "model", "--prompt", "?"]
     assert "is no PIIP-LLaVA, for which --prompt means nothing" in fails(words, capsys)
+    assert "--explain means nothing" in fails([*words[:4], "--explain", "true"], capsys)
 
 
 def test_eval_in_the_form_of_pope(folder, answerer, images, capsys):

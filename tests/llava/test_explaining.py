@@ -1,5 +1,6 @@
 """Where an answer came from."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -7,6 +8,7 @@ from PIL import Image
 pytest.importorskip("transformers")
 
 from piip.errors import DataError
+from piip.llava import Answerer
 from piip.llava.explaining import explain
 from tests.llava.test_model import ask, batch, picture
 from tests.llava.tiny import SIDE, model, processor
@@ -69,3 +71,12 @@ def test_it_is_drawn(found, tmp_path):
 def test_one_image_and_one_answer(images, answer):
     with pytest.raises(DataError, match="exactly one image"):
         explain(model(), processor(), picture(), ask("a?", images=images), answer)
+
+
+def test_a_question_is_put_into_the_form_of_a_conversation(found):
+    answerer = Answerer(model(), processor())
+    again = answerer.explain(picture(), "a?", "a cat")
+    assert again.answer == "a cat"
+    np.testing.assert_allclose(again.attention, found.attention, rtol=1e-5)
+    answer = answerer.answer(picture(), "a?", 3)
+    assert answerer.explain(picture(), "a?", max_new_tokens=3).answer == answer
