@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from piip.config import InteractionConfig
 from piip.errors import ConfigError
-from piip.ops import deformable_attention, gated_linear, scale_outputs
-from piip.recomputing import cast
+from piip.ops import as_autocast, deformable_attention, gated_linear, scale_outputs
+from piip.recomputing import announce_kept
 from piip.tokens import Grid, Tokens, to_map
 
 NORM_EPS = 1e-6
@@ -94,7 +94,7 @@ class DeformableAttention(nn.Module):
 
     def points(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Return the offsets of the points of queries (B, Q, D), (B, Q, M, L, P, 2) in pixels, and their logits."""
-        query = _as_autocast(query)  # once for two layers
+        query = as_autocast(query)  # once for two layers
         per_head = (*query.shape[:2], self.num_heads, self.num_levels, self.num_points)
         return self.sampling_offsets(query).view(*per_head, 2), self.attention_weights(query).view(per_head)
 
@@ -216,7 +216,8 @@ class Injector(nn.Module):
     def forward(self, query: Tokens, source: Tokens) -> Tokens:
         """Return the ``query`` branch's tokens with features of ``source`` added."""
         x, grid = query.x, query.grid
-        feature = self.feat_norm(self.proj(source.x))
+        # Every branch's tokens are kept for the norm that they meet next.
+        feature = self.feat_norm(self.proj(announce_kept(source.x)))
         x = x + self.attn(self.query_norm(x), grid, feature, source.grid, self.attn_gate)
         if self.ffn is not None:
             x = x + self.drop_path(self.ffn(self.ffn_norm(x), grid, self.ffn_gate))
@@ -291,16 +292,6 @@ class InteractionBlock(nn.Module):
         for (lower, higher), unit in zip(self.pairs, self.units.values(), strict=True):
             updated[lower], updated[higher] = unit(updated[lower], updated[higher])
         return updated
-
-
-def _as_autocast(x: Tensor) -> Tensor:
-    """Return a tensor in the dtype that autocast gives to linear layers, where it is active."""
-    kind = x.device.type
-    if x.dtype == torch.float64:  # which autocast leaves alone
-        return x
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return cast(x, torch.get_autocast_dtype(kind))
-    return x
 
 
 def _share(dim: int, ratio: float, name: str) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from piip.config import MergingKind
 from piip.errors import ConfigError
-from piip.ops import at_least_float32, linear
+from piip.ops import at_least_float32, split_cells, split_into_map
 from piip.tokens import Tokens
 
 NUM_GROUPS = 32
@@ -38,8 +38,8 @@ class Merging(nn.Module):
         maps = [
             projection(branch.to_map()) for branch, projection in zip(tokens, self.projections, strict=True)
         ]
-        weighted = [
-            _resize(at_least_float32(feature), grid) * weight
+        weighted = [  # before resizing, where maps are smaller
+            _resize(at_least_float32(feature) * weight, grid)
             for feature, weight in zip(maps, self.weights, strict=True)
         ]
         return sum(weighted[1:], start=weighted[0]).to(maps[0].dtype)
@@ -70,15 +70,15 @@ class PyramidLevel(nn.Sequential):
             return super().forward(x)
         # What lies between two upsamplings looks at every cell alike, wherever it is: the cells are put into place
         # once, at the end.
-        batch, grid, times = len(x), x.shape[-2:], 0
-        cells = x.permute(0, 2, 3, 1)
-        for module in self:
+        grid, cells = (x.shape[2], x.shape[3]), x.permute(0, 2, 3, 1)
+        *others, last = self
+        for module in others:
             if isinstance(module, Upsample):
                 cells = module.split_cells(cells.flatten(1, -2))
-                times += 1
             else:
                 cells = module(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return _put_in_place(cells.view(batch, *grid, *(2, 2) * times, -1))
+        assert isinstance(last, Upsample)
+        return split_into_map(cells.flatten(1, -2), last.weight, last.bias, grid)
 
     def absorb(self, lateral: nn.Conv2d) -> bool:
         """Let the last upsampling compute a 1x1 convolution of this level's map as well, if there is one."""
@@ -97,7 +97,7 @@ class PyramidLevel(nn.Sequential):
 class Upsample(nn.ConvTranspose2d):
     """Transposed 2x2 convolution with stride 2, which doubles the resolution.
 
-    Its windows do not overlap: it is a matrix product that makes four cells of each, and a shuffle.
+    It is computed as a matrix product and a shuffle (`piip.ops.upsampling`).
     """
 
     def __init__(self, dim: int) -> None:
@@ -107,24 +107,12 @@ class Upsample(nn.ConvTranspose2d):
 
     def split_cells(self, cells: Tensor) -> Tensor:
         """Return the parts of cells, (B, N, D) to (B, N, 4, D): upper left and right, lower left and right."""
-        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        bias = self.bias.repeat(4) if self.bias is not None else None
-        return linear(cells, weight, bias).unflatten(-1, (4, -1))
+        return split_cells(cells, self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Return a map (B, D, 2 H, 2 W) from (B, D, H, W)."""
-        parts = self.split_cells(x.permute(0, 2, 3, 1).flatten(1, 2))
-        return _put_in_place(parts.view(len(x), *x.shape[-2:], 2, 2, -1))
-
-
-def _put_in_place(parts: Tensor) -> Tensor:
-    """Return the map (B, D, 2^n H, 2^n W), channels last, of cells split n times: (B, H, W, 2, 2, ..., 2, 2, D)."""
-    batch, height, width, *halves, dim = parts.shape
-    last = parts.ndim - 1
-    rows, columns = (1, *range(3, last, 2)), (2, *range(4, last, 2))
-    side = 2 ** (len(halves) // 2)
-    placed = parts.permute(0, *rows, *columns, last).reshape(batch, side * height, side * width, dim)
-    return placed.permute(0, 3, 1, 2)
+        cells = x.permute(0, 2, 3, 1).flatten(1, 2)
+        return split_into_map(cells, self.weight, self.bias, (x.shape[2], x.shape[3]))
 
 
 def resize_map(feature: Tensor, size: Sequence[int]) -> Tensor:

@@ -19,7 +19,7 @@ class CheapModule(nn.Module):
     """A module whose output takes little time and nothing but its first input and constants to compute again."""
 
 
-CHEAP = (CheapModule, nn.LayerNorm, nn.GELU, nn.SiLU)
+CHEAP = (CheapModule, nn.LayerNorm, nn.GroupNorm, nn.GELU, nn.SiLU)
 
 
 class Recipe(NamedTuple):
@@ -30,6 +30,7 @@ class Recipe(NamedTuple):
     version: int
     others: tuple[Any, ...]
     shape: torch.Size
+    stride: tuple[int, ...]
 
     def cook(self) -> Tensor:
         """Return the tensor."""
@@ -40,7 +41,7 @@ class Recipe(NamedTuple):
                 "output cannot be computed again; use another grad_checkpointing, or leave the tensor as it is."
             )
         with torch.no_grad():
-            return self.make(first, *self.others).view(self.shape)
+            return self.make(first, *self.others).as_strided(self.shape, self.stride)
 
 
 class CheapRecomputation:
@@ -48,6 +49,7 @@ class CheapRecomputation:
 
     def __init__(self, root: nn.Module) -> None:
         self._outputs: dict[int, tuple[weakref.ref[Tensor], Recipe]] | None = None
+        self._kept: list[weakref.ref[Tensor]] = []
         cheap = (module for module in root.modules() if isinstance(module, CHEAP))
         self._hooks = [module.register_forward_hook(self._remember) for module in cheap]
 
@@ -62,7 +64,7 @@ class CheapRecomputation:
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             yield
             return
-        self._outputs = {}
+        self._outputs, self._kept = {}, []
         outer, _running.recorder = _recorder(), self
         try:
             with torch.autograd.graph.saved_tensors_hooks(self._replace, _restore):
@@ -74,14 +76,29 @@ class CheapRecomputation:
         if self._outputs is None or torch.compiler.is_compiling() or output.dtype != inputs[0].dtype:
             return  # where autocast changes the dtype, the module's input is a copy that nobody else keeps
         first, *others = inputs
-        recipe = Recipe(module.forward, self._replace(first), first._version, tuple(others), output.shape)
-        self._outputs[output.data_ptr()] = weakref.ref(output), recipe
+        self._note(output, module.forward, first, self._replace(first), tuple(others))
 
     def _remember_cast(self, output: Tensor, source: Tensor) -> None:
         made = self._replace(source)
-        if isinstance(made, Recipe) and self._outputs is not None:  # else the cast is the smaller one to keep
-            recipe = Recipe(torch.Tensor.to, made, source._version, (output.dtype,), output.shape)
+        larger = source.element_size() < output.element_size()
+        if isinstance(made, Recipe) or self._is_kept(source) or larger:  # else the cast is less to keep
+            self._note(output, torch.Tensor.to, source, made, (output.dtype,))
+
+    def _note(
+        self,
+        output: Tensor,
+        make: Callable[..., Tensor],
+        source: Tensor,
+        first: "Tensor | Recipe",
+        others: tuple[Any, ...],
+    ) -> None:
+        """Remember how an output follows from a source, which is kept or made as ``first``."""
+        if self._outputs is not None:
+            recipe = Recipe(make, first, source._version, others, output.shape, output.stride())
             self._outputs[output.data_ptr()] = weakref.ref(output), recipe
+
+    def _is_kept(self, tensor: Tensor) -> bool:
+        return any(reference() is tensor for reference in self._kept)
 
     def _replace(self, tensor: Tensor) -> Tensor | Recipe:
         """Return the recipe of a tensor, or itself."""
@@ -90,7 +107,7 @@ class CheapRecomputation:
         # A dead output's memory may have become another tensor.
         if recipe is None or output is None or not _same_entries(tensor, output):
             return tensor
-        return recipe._replace(shape=tensor.shape)
+        return recipe._replace(shape=tensor.shape, stride=tensor.stride())
 
 
 _running = threading.local()
@@ -98,6 +115,11 @@ _running = threading.local()
 
 def _recorder() -> CheapRecomputation | None:
     return getattr(_running, "recorder", None)
+
+
+def is_recording() -> bool:
+    """Return whether casts are looked at."""
+    return _recorder() is not None
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -109,16 +131,39 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return output
 
 
+def scaled(parameter: Tensor, scale: Tensor) -> Tensor:
+    """Return ``parameter * scale``, which the backward pass computes again."""
+    output = parameter * scale
+    recorder = _recorder()
+    if recorder is not None:
+        recorder._note(output, torch.mul, parameter, parameter, (scale.detach(),))
+    return output
+
+
+def announce_kept(x: Tensor) -> Tensor:
+    """Return a tensor of which autograd keeps the memory anyway, so that casts of it need not be kept."""
+    recorder = _recorder()
+    if recorder is not None:
+        recorder._kept.append(weakref.ref(x))
+    return x
+
+
 def _restore(kept: Tensor | Recipe) -> Tensor:
     return kept.cook() if isinstance(kept, Recipe) else kept
 
 
 def _same_entries(tensor: Tensor, output: Tensor) -> bool:
-    """Return whether a tensor with the same first entry is the output, but for its shape."""
+    """Return whether a tensor with the same first entry is the output, but for the order of its dimensions."""
     return (
         tensor.dtype == output.dtype
         and tensor.numel() == output.numel()
-        and tensor.is_contiguous()
-        and output.is_contiguous()
+        and _has_no_gaps(tensor)
+        and _has_no_gaps(output)
         and output._version == 0
+    )
+
+
+def _has_no_gaps(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() or (
+        tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     )

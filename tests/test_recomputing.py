@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from piip.recomputing import CheapRecomputation, Recipe
+from piip import ops
+from piip.ops import linear
+from piip.recomputing import CheapRecomputation, Recipe, _restore, announce_kept, cast, scaled
 from tests.helpers import tiny_network
 
 
@@ -82,6 +84,53 @@ def test_copies_are_independent():
     copied = copy.deepcopy(network)
     image = torch.randn(1, 3, 128, 128)
     assert all(torch.equal(a, b) for a, b in zip(step(network, image), step(copied, image), strict=True))
+
+
+class Pyramid(nn.Module):
+    """Maps in both layouts, changes of precision and scaled weights: what the network does between its blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.act = nn.GroupNorm(2, 8), nn.GELU()
+        self.weight, self.gate = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(6))
+
+    def forward(self, maps):
+        cells = self.act(self.norm(maps)).permute(0, 2, 3, 1).flatten(1, 2)
+        product = linear(cells, scaled(self.weight, self.gate[:, None]))
+        wide = cast(product, torch.float64)
+        return wide * wide + cast(announce_kept(product), torch.bfloat16).double().exp()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("onednn", [False, True])
+def test_maps_casts_and_scaled_weights(monkeypatch, layout, autocast, onednn):
+    monkeypatch.setattr(
+        ops.onednn, "better_dtypes", lambda: {torch.float32, torch.bfloat16} if onednn else set()
+    )
+    monkeypatch.setattr(ops.onednn, "FEWEST_MACS", 1)
+    torch.manual_seed(0)
+    module = Pyramid()
+    maps = torch.randn(2, 8, 5, 4).contiguous(memory_format=layout).requires_grad_()
+    found, counts = [], []
+    for light in (False, True):
+        recorder, counter = CheapRecomputation(module), Kept(module)
+        keep = recorder._replace if light else lambda tensor: tensor
+
+        def count(tensor, keep=keep, counter=counter):
+            kept = keep(tensor)
+            counter.count(kept)
+            return kept
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(count, _restore)
+        recorder._replace = count
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), recorder.active() if light else hooks:
+            result = module(maps)
+        found.append(torch.autograd.grad(result.sum(), [maps, *module.parameters()]))
+        recorder.remove()
+        counts.append(counter.bytes)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert counts[1] < 0.8 * counts[0]
 
 
 def test_an_input_changed_in_place_is_an_error():

@@ -2,16 +2,20 @@
 
 from piip.ops.deformable import at_least_float32, deformable_attention, in_float32, use_implementation
 from piip.ops.folding import gated_linear, scale_outputs
-from piip.ops.onednn import LinearGELU, linear, use_linear
+from piip.ops.onednn import LinearGELU, as_autocast, linear, use_linear
+from piip.ops.upsampling import split_cells, split_into_map
 
 __all__ = [
     "LinearGELU",
+    "as_autocast",
     "at_least_float32",
     "deformable_attention",
     "gated_linear",
     "in_float32",
     "linear",
     "scale_outputs",
+    "split_cells",
+    "split_into_map",
     "use_implementation",
     "use_linear",
 ]

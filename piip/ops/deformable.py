@@ -16,6 +16,7 @@ from torch import Tensor
 
 from piip.errors import ConfigError, require
 from piip.ops.reference import reference_points
+from piip.recomputing import cast
 from piip.tokens import Grid
 
 Implementation = Literal["auto", "grid_sample", "fused"]
@@ -199,4 +200,4 @@ def in_float32(device: torch.device) -> torch.autocast:
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return the tensor in float32, or as it is where it is more precise."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return cast(tensor, torch.promote_types(tensor.dtype, torch.float32))

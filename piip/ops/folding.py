@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from piip.ops.onednn import Linear, linear
+from piip.recomputing import scaled
 
 
 def scale_outputs(layer: nn.Linear | nn.Conv2d, scale: Tensor) -> None:
@@ -24,4 +25,4 @@ def gated_linear(layer: nn.Linear, x: Tensor, gate: Tensor | None) -> Tensor:
     if type(layer) not in (nn.Linear, Linear) or layer._forward_hooks or layer._forward_pre_hooks:
         return gate * layer(x)
     bias = gate * layer.bias if layer.bias is not None else None
-    return linear(x, gate[:, None] * layer.weight, bias)
+    return linear(x, scaled(layer.weight, gate[:, None]), bias)

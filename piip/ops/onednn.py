@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piip.recomputing import cast
+from piip.recomputing import cast, is_recording
 
 FEWEST_MACS = 1 << 22
 """Multiply-accumulates below which a call's own cost would eat the gain."""
@@ -64,7 +64,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     dtype = _better_dtype(x, weight)
     if dtype is None:
-        return F.linear(x, weight, bias)
+        return F.linear(as_autocast(x) if is_recording() else x, weight, bias)
     x = cast(x, dtype)
     flat: Tensor = _OneDNNLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return flat.view(*x.shape[:-1], len(weight))
@@ -87,14 +87,32 @@ def _mkl_is_held_back() -> bool:
     return "AuthenticAMD" in (info.read_text() if info.exists() else platform.processor())
 
 
+def is_watched() -> bool:
+    """Return whether something looks at operations: a compiler, exporter, counter or functional transform."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or bool(torch._C._len_torch_dispatch_stack())
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def as_autocast(x: Tensor) -> Tensor:
+    """Return a tensor in the dtype that autocast gives to linear layers, where it is active."""
+    kind = x.device.type
+    if x.dtype == torch.float64:  # which autocast leaves alone
+        return x
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return cast(x, torch.get_autocast_dtype(kind))
+    return x
+
+
 def _better_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """Return the dtype of a product, if this is eager arithmetic of a dtype and a size where oneDNN is faster.
 
-    Whatever looks at operations (compilers, exporters, counters, functional transforms) sees torch's own.
+    Whatever looks at operations sees torch's own.
     """
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return None
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_watched():
         return None
     if x.device.type != "cpu" or not torch.backends.mkldnn.enabled:
         return None
@@ -135,12 +153,12 @@ class _OneDNNLinear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
             linear(gradient, weight.to(x.dtype).t()) if needs_x else None,
-            _grad_weight(gradient, x).to(weight.dtype) if needs_weight else None,
+            grad_weight(gradient, x).to(weight.dtype) if needs_weight else None,
             gradient.sum(0, dtype=ctx.bias_dtype) if needs_bias else None,
         )
 
 
-def _grad_weight(gradient: Tensor, x: Tensor) -> Tensor:
+def grad_weight(gradient: Tensor, x: Tensor) -> Tensor:
     """Return ``gradient.T @ x``; oneDNN copies its transposed first factor, which therefore is the narrower."""
     if gradient.shape[1] > x.shape[1]:
         return linear(x.t(), gradient.t()).t()
