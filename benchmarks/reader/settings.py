@@ -41,7 +41,7 @@ class Settings:
     Attributes:
         side: Side of the images in pixels.
         words: What is written.
-        stages: The training: large single words first, then everything.
+        stages: The training: large single words first, then everything, then more of it.
         asked: Questions of each size.
         batch_size: Images of a step.
         warmup_steps: Steps until a stage's learning rate is reached.
@@ -57,6 +57,7 @@ class Settings:
     stages: tuple[Stage, ...] = (
         Stage(5000, 3, 0.0, (24, 28), 0.2, 2e-3),
         Stage(12000, 2, 0.2, (9, 28), 0.2, 1e-3),
+        Stage(80000, 2, 0.33, (9, 28), 0.2, 1e-3),
     )
     asked: int = 300
     batch_size: int = 16
