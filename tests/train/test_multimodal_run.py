@@ -232,9 +232,9 @@ def test_what_cannot_be_trained_is_one_sentence(world, tmp_path, changes, error,
     assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("rank", [0, 2])
-@pytest.mark.parametrize("again", [False, True, "light"])
+@pytest.mark.parametrize(
+    ("tied", "rank", "again"), [(False, 0, False), (True, 0, "light"), (False, 2, "light"), (True, 2, True)]
+)
 def test_a_process_that_gets_shards_needs_no_weights(world, tmp_path, tied, rank, again):
     save_language_model(tmp_path, tie_word_embeddings=tied)
     recipe = small(world, language={"model": str(tmp_path), "lora_rank": rank})
