@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
-import torch
 
 from piip.branches import build_branch, family_of
 from piip.config import BranchConfig, InteractionConfig, MergingConfig, PIIPConfig, even_ranges
 from piip.errors import ConfigError
+from piip.meta import on_meta
 from piip.network import PIIP
 from piip.presets import get_config
 from piip.weights import load_pretrained
@@ -142,7 +142,7 @@ def _suitable_merging(branches: Sequence[BranchConfig]) -> MergingConfig:
     output = max(reversed(branches), key=lambda branch: branch.image_size)
     if family_of(output.arch).family != "convnext":
         return MergingConfig() if len(branches) > 1 else MergingConfig(kind="none")
-    with torch.device("meta"):
+    with on_meta():
         strides = build_branch(output).strides
     after = [strides[last] for _, last in output.interaction_indexes]
     level_ends = [k for k in range(len(after) - 1) if after[k] != after[k + 1]]

@@ -18,6 +18,7 @@ from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutput
 
 from piip.config import PIIPConfig
+from piip.meta import on_meta
 from piip.network import PIIP, build_on_meta
 
 
@@ -121,7 +122,7 @@ class PiipBackbone(BackboneMixin, _PiipPreTrained):
             network: The network.
             options: ``out_features`` or ``out_indices``.
         """
-        with torch.device("meta"):
+        with on_meta():
             backbone = cls(PiipConfig.of(network.config, **options))
         backbone.network = network
         return backbone

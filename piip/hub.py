@@ -15,6 +15,7 @@ from piip._version import __version__
 from piip.config import PIIPConfig
 from piip.errors import CheckpointError, ConfigError, PiipError
 from piip.files import cannot_write
+from piip.meta import on_meta
 from piip.network import PIIP
 from piip.tasks.classification import ClassifierConfig, ImageClassifier
 from piip.tasks.detection import Detector, describe_detector, detector_config, new_detector
@@ -104,7 +105,7 @@ def from_pretrained(
             f"{folder} holds a PIIP-LLaVA; load it with piip.llava.Answerer.load or transformers' "
             "AutoModelForImageTextToText."
         )
-    with torch.device("meta"):
+    with on_meta():
         model = _build(description, folder)
     state = read_shards(folder, "model*.safetensors")
     check_finite(state, str(folder))

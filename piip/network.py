@@ -16,6 +16,7 @@ from piip.config import PIIPConfig, common_size_divisor
 from piip.errors import ConfigError, DataError
 from piip.interaction import InteractionBlock
 from piip.merging import Merging, PyramidLevel
+from piip.meta import on_meta
 from piip.ops.onednn import use_linear
 from piip.pyramid import crop_to_image, image_pyramid, pad_to_multiple
 from piip.recomputing import CheapRecomputation
@@ -258,5 +259,5 @@ class PIIP(nn.Module):
 
 def build_on_meta(config: PIIPConfig) -> PIIP:
     """Build a network without memory for its weights, to look at its shape and cost."""
-    with torch.device("meta"):
+    with on_meta():
         return PIIP(config)

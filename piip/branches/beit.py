@@ -15,6 +15,7 @@ from piip.branches.vit import ViTBranch
 from piip.branches.windows import GridBlock
 from piip.config import BranchConfig
 from piip.errors import ConfigError
+from piip.meta import on_meta
 from piip.tokens import Grid
 
 
@@ -80,7 +81,7 @@ class BeitBranch(ViTBranch):
         if self.config.prefix_tokens:
             raise ConfigError(f"{self.config.arch} runs without its class token; leave prefix_tokens off.")
         shape_options = {k: v for k, v in self.config.options.items() if k != "img_size"}
-        with torch.device("meta"):
+        with on_meta():
             shape = timm.create_model(self.config.arch, num_classes=0, **shape_options)
         block = shape.blocks[0]
         if not hasattr(block.mlp, "fc1") or block.attn.relative_position_bias_table is None:

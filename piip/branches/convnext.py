@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
-import torch
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from piip.branches.published import to_timm
 from piip.branches.vit import create_timm
 from piip.config import BranchConfig
 from piip.errors import ConfigError
+from piip.meta import on_meta
 from piip.tokens import Tokens, from_map
 
 
@@ -54,7 +54,7 @@ class ConvNeXtBranch(Branch):
     @classmethod
     def count_blocks(cls, arch: str, options: Mapping[str, Any]) -> int:
         """Return the number of layers and downsamplings of an architecture with constructor ``options``."""
-        with torch.device("meta"):
+        with on_meta():
             trunk = create_timm(arch, ConvNeXt, options)
         return sum(len(layers) for layers in map(_layers, trunk.stages))
 

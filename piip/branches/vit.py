@@ -15,6 +15,7 @@ from piip.branches.resampling import resample_patch_kernel, resample_positions, 
 from piip.branches.windows import GridBlock
 from piip.config import BranchConfig
 from piip.errors import ConfigError
+from piip.meta import on_meta
 from piip.tokens import Grid, Tokens
 
 
@@ -59,7 +60,7 @@ class ViTBranch(Branch):
     @classmethod
     def count_blocks(cls, arch: str, options: Mapping[str, Any]) -> int:
         """Return the number of blocks of an architecture with constructor ``options``."""
-        with torch.device("meta"):
+        with on_meta():
             return len(create_timm(arch, nn.Module, options).blocks)
 
     def build_trunk(self, options: dict[str, Any]) -> Any:
@@ -172,7 +173,7 @@ def create_timm(arch: str, expected: type[nn.Module], options: Mapping[str, Any]
         ConfigError: timm refuses the options or the architecture's blocks cannot take windows.
     """
     if "block_fn" in options:
-        with torch.device("meta"):
+        with on_meta():
             plain = timm.create_model(arch, num_classes=0)
         if type(plain.blocks[0]) is not Block:
             raise ConfigError(

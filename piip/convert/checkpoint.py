@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from piip.config import BranchConfig, PIIPConfig
@@ -14,6 +13,7 @@ from piip.convert.dino import dino_state_dict
 from piip.convert.official import convert_network, translate_network
 from piip.convert.segmenter import segmenter_state_dict
 from piip.errors import CheckpointError
+from piip.meta import on_meta
 from piip.network import PIIP
 from piip.tasks.classification import ImageClassifier
 from piip.tasks.detection import DINO, Detector, DetectorConfig, new_detector
@@ -57,7 +57,7 @@ def convert_checkpoint(
         return convert_network(config, inside | strange)  # which reports the strange ones
     if not heads:
         raise CheckpointError(f"{path} holds a network without a head; convert it without a recipe.")
-    with torch.device("meta"):
+    with on_meta():
         network = PIIP(config)
         model = _with_head(head, network)
     translated, unknown = translate_network(inside, network)

@@ -10,6 +10,7 @@ from piip.config import PIIPConfig
 from piip.convert.configs import network_config, sub_project
 from piip.convert.names import network_name, split_branch
 from piip.errors import CheckpointError, ConfigError
+from piip.meta import on_meta
 from piip.network import PIIP
 from piip.tasks.classification import ClassificationHead, ClassifierConfig, ImageClassifier
 from piip.weights import load_exactly
@@ -62,7 +63,7 @@ def convert_network(config: PIIPConfig, state_dict: Mapping[str, Tensor]) -> PII
     Raises:
         CheckpointError: A tensor is unknown, missing or of another shape, or the heads do not fit the network.
     """
-    with torch.device("meta"):
+    with on_meta():
         network = PIIP(config)
     state, unknown = translate_network(state_dict, network)
     head = classifier_config(state_dict)
@@ -70,7 +71,7 @@ def convert_network(config: PIIPConfig, state_dict: Mapping[str, Tensor]) -> PII
         load_exactly(network, state, unknown)
         return network.eval()
     try:
-        with torch.device("meta"):
+        with on_meta():
             classifier = ImageClassifier(head, network)
     except ConfigError as error:
         raise CheckpointError(f"The checkpoint's heads do not fit the network: {error}") from error

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import torch
 from torch import nn
 
 from piip.branches import build_branch
@@ -16,6 +15,7 @@ from piip.branches.vit import ViTBranch
 from piip.config import BranchConfig
 from piip.cost.conventions import Convention, Script
 from piip.cost.table import PartCost
+from piip.meta import on_meta
 
 NUM_CLASSES = 1000
 
@@ -200,5 +200,5 @@ def count_branch(
 
 @lru_cache(maxsize=64)
 def _on_meta(description: str) -> Branch:
-    with torch.device("meta"):
+    with on_meta():
         return build_branch(BranchConfig.from_dict(json.loads(description)))

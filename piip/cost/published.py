@@ -8,13 +8,12 @@ convolutions of the merging, the pyramid, everything element-wise) is why `piip.
 from collections.abc import Iterator
 from functools import lru_cache
 
-import torch
-
 from piip.config import InteractionConfig, PIIPConfig
 from piip.cost.conventions import Convention, Script, script_of
 from piip.cost.counted import NUM_CLASSES, CountedBranch, count_branch, count_params, hooked_macs, part
 from piip.cost.table import CostTable, PartCost
 from piip.interaction import Injector
+from piip.meta import on_meta
 
 COUNTED = (
     "Counted as the papers do: linear layers, norms and attention; without the 3x3 convolutions of the merging, "
@@ -128,5 +127,5 @@ def _levels(config: PIIPConfig, branches: list[CountedBranch]) -> PartCost:
 
 @lru_cache(maxsize=256)
 def _injector(dim: int, source_dim: int, interaction: InteractionConfig) -> Injector:
-    with torch.device("meta"):
+    with on_meta():
         return Injector(dim, source_dim, interaction)

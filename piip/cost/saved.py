@@ -6,13 +6,13 @@ The proposals of a detector depend on the image: as many as its settings allow a
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from piip.config import PIIPConfig
 from piip.cost.executed import executed_cost
 from piip.cost.table import CostTable
 from piip.hub import find_folder, read_description, sketch
+from piip.meta import on_meta
 from piip.tasks.detection import DINO, Detector, TwoStage
 
 
@@ -60,7 +60,7 @@ def saved_cost(folder: Path, image: tuple[int, int] | None = None) -> CostTable:
     """
     folder = find_folder(folder)
     height, width = image or prepared_size(folder)
-    with torch.device("meta"):
+    with on_meta():
         model = sketch(folder)
     return executed_cost(model, height, width, run=_run)
 

@@ -12,6 +12,7 @@ from piip.errors import ConfigError
 from piip.llava.configuration import PiipLlavaConfig
 from piip.llava.modeling import PiipLlavaForConditionalGeneration, new_projector
 from piip.llava.processing import CHAT_TEMPLATE, IMAGE_TOKEN, PiipLlavaProcessor
+from piip.meta import on_meta
 from piip.network import PIIP
 
 VOCABULARY_STEP = 64
@@ -67,7 +68,7 @@ def assemble(
     if getattr(head, "bias", None) is not None:
         raise ConfigError(f"The head of {language} has a bias, which LLaVA's has not; choose another model.")
     _fill_vocabulary(llm, config.text.vocab_size)
-    with torch.device("meta"):
+    with on_meta():
         model = PiipLlavaForConditionalGeneration(config)
     model.model.vision_tower.network = network
     model.model.multi_modal_projector = new_projector(config, network.out_channels)
@@ -93,7 +94,7 @@ def unmerged(network: PIIP) -> PIIP:
     """Return a network with the same branches and interactions that gives one map per branch."""
     if network.config.merging.kind == "none":
         return network
-    with torch.device("meta"):
+    with on_meta():
         alone = PIIP(network.config.replace(merging={"kind": "none", "pyramid_levels": ()}))
     state = network.state_dict()
     alone.load_state_dict({name: state[name] for name in alone.state_dict()}, assign=True)

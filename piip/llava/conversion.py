@@ -17,6 +17,7 @@ from piip.llava.assembly import add_image_token, vocabulary_rows
 from piip.llava.configuration import PiipLlavaConfig
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 from piip.llava.processing import PiipLlavaProcessor
+from piip.meta import on_meta
 from piip.network import build_on_meta
 from piip.tasks.multimodal.projector import projector_state_dict
 from piip.weights import account_for, read_state_dict
@@ -110,7 +111,7 @@ def _language(state: Mapping[str, Tensor], rows: int) -> State:
 
 
 def _load(config: PiipLlavaConfig, state: State, unknown: list[str]) -> PiipLlavaForConditionalGeneration:
-    with torch.device("meta"):
+    with on_meta():
         wanted = PiipLlavaForConditionalGeneration(config).state_dict()
     account_for(state, wanted, unknown)
     dtype = state["lm_head.weight"].dtype

@@ -7,6 +7,7 @@ from piip.config import PIIPConfig
 from piip.errors import ConfigError, require
 from piip.factory import build, create_model, load_branches
 from piip.hub import find_folder, from_pretrained, is_llava, read_description
+from piip.meta import on_meta
 from piip.network import PIIP
 from piip.train.optimizer import find_network
 from piip.train.recipe import ModelRecipe, TrainRecipe
@@ -26,7 +27,7 @@ def check_model(recipe: TrainRecipe) -> None:
     """
     if recipe.model.start is not None and not recipe.model.new_head:
         return
-    with torch.device("meta"):
+    with on_meta():
         task_of(recipe).check_head(PIIP(network_config(recipe)), recipe)
 
 
@@ -39,7 +40,7 @@ def network_config(recipe: TrainRecipe) -> PIIPConfig:
     """
     start = recipe.model.start
     if start is None:
-        with torch.device("meta"):
+        with on_meta():
             return build_network(described(recipe).replace(pretrained=False, weights={})).config
     config = PIIPConfig.from_dict(read_description(find_folder(start))["network"])
     return config.replace(**task_of(recipe).network_changes)

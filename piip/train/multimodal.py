@@ -28,6 +28,7 @@ from piip.llava.loading import load_processor, save_llava
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 from piip.llava.processing import CHAT_TEMPLATE, PiipLlavaProcessor
 from piip.llava.questions import Question, answer_questions, read_questions, score
+from piip.meta import on_meta
 from piip.network import PIIP
 from piip.train.building import network_config
 from piip.train.data import TaskData
@@ -91,7 +92,7 @@ def outline(config: PiipLlavaConfig, recipe: TrainRecipe) -> PiipLlavaForConditi
         config: Of the model, as `describe_model` returns it.
         recipe: The run.
     """
-    with torch.device("meta"):
+    with on_meta():
         model = PiipLlavaForConditionalGeneration(config)
         model.model.vision_tower.network.set_grad_checkpointing(recipe.trainer.grad_checkpointing)
         MultimodalTask.prepare(model, recipe)
