@@ -38,7 +38,7 @@ def forward(
     inputs = _inputs(value, levels, reference, query_grid, offsets, logits)
     batch, queries = offsets.shape[:2]
     output = inputs[-1].new_empty(batch, queries, value.shape[2] * value.shape[3])
-    runner = _forward_runner(value.shape[-1], value.dtype)
+    runner = _forward_runner(value.shape[-1], logits.shape[3] * logits.shape[4], value.dtype)
     _run(runner, -(-batch * queries // QUERIES_PER_CHUNK), QUERIES_PER_CHUNK, [*inputs, output])
     return output.to(value.dtype)
 
@@ -64,7 +64,7 @@ def backward(
     gradients = [grad_value, torch.empty_like(exact_offsets), torch.empty_like(exact_logits)]
     groups = min(heads, -(-torch.get_num_threads() // max(batch, 1)))
     per_chunk = -(-heads // groups)
-    runner = _backward_runner(value.shape[-1], value.dtype)
+    runner = _backward_runner(value.shape[-1], logits.shape[3] * logits.shape[4], value.dtype)
     _run(runner, batch * -(-heads // per_chunk), per_chunk, [*inputs, gradient, *gradients])
     return gradients[0].to(value.dtype), gradients[1].to(offsets.dtype), gradients[2].to(logits.dtype)
 
@@ -80,10 +80,17 @@ def _inputs(
     """Return what the kernels read: contiguous, in the dtype they compute in, references split in pixels."""
     exact = torch.float64 if value.dtype == torch.float64 else torch.float32
     if reference is None:
-        reference = reference_points((query_grid[0], query_grid[1]), value.device)
-    whole, fraction = split_pixels(reference, levels, exact)
+        whole, fraction = _grid_pixels(tuple(query_grid), tuple(levels), exact)
+    else:
+        whole, fraction = split_pixels(reference, levels, exact)
     tensors = [whole, fraction, offsets.to(exact), logits.to(exact)]
     return [value.contiguous(), levels, *(tensor.contiguous() for tensor in tensors)]
+
+
+@functools.lru_cache(maxsize=32)
+def _grid_pixels(grid: tuple[int, ...], levels: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the split references of a grid's tokens: a network asks for the same ones in every block."""
+    return split_pixels(reference_points((grid[0], grid[1]), torch.device("cpu")), levels, dtype)
 
 
 def _run(runner: Any, chunks: int, per_chunk: int, tensors: Sequence[Any]) -> None:
@@ -163,16 +170,17 @@ def _unpacker(width: int, dtype: torch.dtype) -> tuple[Any, Any, tuple[Any, ...]
             carray(_pointer(call[14]), (2 * samples,), exact),
             carray(_pointer(call[15]), (samples,), exact),
             carray(_pointer(call[16]), (batch * queries * heads * width,), exact),
-            (cells, queries, heads, levels, points, references),
+            (cells, queries, heads, levels, references),
         )
 
     return unpack, exact, (exact(0),) * width
 
 
 @functools.cache
-def _forward_runner(width: int, dtype: torch.dtype) -> Any:
+def _forward_runner(width: int, samples: int, dtype: torch.dtype) -> Any:
     """Return what each thread does in a forward pass: chunks of queries. The kernel inside is cached on disk."""
-    unpack, _, lanes = _unpacker(width, dtype)
+    unpack, exact, lanes = _unpacker(width, dtype)
+    slots = (exact(0),) * samples
 
     @cfunc(types.void(types.voidptr))
     def run(pointer: Any) -> None:
@@ -182,16 +190,19 @@ def _forward_runner(width: int, dtype: torch.dtype) -> Any:
         while chunk < call[1]:
             start, last = chunk * call[2], call[9] * call[4]
             stop = min(start + call[2], last)
-            forward_range(value, shapes, whole, fraction, offsets, logits, output, sizes, lanes, start, stop)
+            forward_range(
+                value, shapes, whole, fraction, offsets, logits, output, sizes, lanes, slots, start, stop
+            )
             chunk = _next_chunk(call)
 
     return run
 
 
 @functools.cache
-def _backward_runner(width: int, dtype: torch.dtype) -> Any:
+def _backward_runner(width: int, samples: int, dtype: torch.dtype) -> Any:
     """Return what each thread does in a backward pass: chunks of heads of an image."""
     unpack, exact, lanes = _unpacker(width, dtype)
+    slots = (exact(0),) * samples
 
     @cfunc(types.void(types.voidptr))
     def run(pointer: Any) -> None:
@@ -207,7 +218,7 @@ def _backward_runner(width: int, dtype: torch.dtype) -> Any:
             last = min(first + call[2], heads)
             backward_range(
                 gradient, value, shapes, whole, fraction, offsets, logits, grad_value, grad_offsets, grad_logits,
-                sizes, lanes, image, first, last,
+                sizes, lanes, slots, image, first, last,
             )  # fmt: skip
             chunk = _next_chunk(call)
 

@@ -12,43 +12,77 @@ from numba.extending import register_jitable
 
 from piip.ops.deformable import MOST_POINTS
 from piip.ops.placing import (
-    FLOAT_ROWS,
-    INT_ROWS,
+    CELLS,
     LEFT,
     LEFT_IN,
     LOWER,
     LOWER_IN,
-    LOWER_LEFT,
-    LOWER_RIGHT,
     PITCH,
+    PULL,
     RIGHT,
     RIGHT_IN,
+    ROWS,
     SHARE,
     UPPER,
     UPPER_IN,
-    UPPER_LEFT,
-    UPPER_RIGHT,
+    WEIGHTS,
     describe_levels,
+    get,
+    get_whole,
     place,
+    put,
     read,
-    read_reference,
+    read_query,
     scratch,
     softmax,
     write,
 )
-from piip.ops.vectors import dot, load, scaled_sum, store, zeros
+from piip.ops.vectors import load, scaled_sum, store, write_dots, zeros
+
+POINTS_AT_ONCE = 256
+"""Points that are placed together: enough that vectors overlap, few enough to stay in the first-level cache."""
 
 _COMPILED = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
 @register_jitable
-def _number(numbers: Any, row: int, k: int) -> Any:
-    return read(numbers, row * PITCH + k)
+def _cell(numbers: Any, corner: int, k: int, stride: int) -> Any:
+    return np.int64(get_whole(numbers, CELLS + corner, k)) * stride
 
 
 @register_jitable
-def _cell(cells: Any, row: int, k: int, stride: int) -> Any:
-    return np.int64(read(cells, row * PITCH + k)) * stride
+def _place_queries(
+    offsets: Any,
+    logits: Any,
+    whole: Any,
+    fraction: Any,
+    sizes: Any,
+    slots: Any,
+    first: int,
+    last: int,
+    first_head: int,
+    heads: int,
+    numbers: Any,
+) -> None:
+    """Write weights and cells of all points of ``heads`` heads of the queries ``first`` to ``last``."""
+    _, queries, all_heads, num_levels, references = sizes
+    for item in range(first, last):
+        reference = item if references > 1 else item % queries
+        read_query(
+            offsets,
+            logits,
+            whole,
+            fraction,
+            (item * all_heads + first_head) * len(slots),
+            2 * reference * num_levels,
+            num_levels,
+            len(slots) // num_levels,
+            heads,
+            (item - first) * heads * len(slots),
+            numbers,
+        )
+    softmax((last - first) * heads, slots, numbers)
+    place((last - first) * heads * len(slots), numbers)
 
 
 @njit(**_COMPILED)
@@ -62,43 +96,38 @@ def forward_range(
     output: Any,
     sizes: Any,
     lanes: Any,
+    slots: Any,
     start: int,
     stop: int,
 ) -> None:
     """Compute the queries ``start`` to ``stop`` of all images, counted through."""
-    total_cells, queries, heads, num_levels, points, references = sizes
-    width_d = len(lanes)
-    samples = num_levels * points
-    together = min(heads, MOST_POINTS // samples)
+    total_cells, queries, heads, num_levels, _ = sizes
+    width_d, samples = len(lanes), len(slots)
     stride = heads * width_d
-    numbers = scratch(FLOAT_ROWS * PITCH, np.asarray(lanes[0]).dtype)
-    cells = scratch(INT_ROWS * PITCH, np.dtype(np.int32))
-    describe_levels(levels, num_levels, points, together, numbers, cells)
-    for item in range(start, stop):
-        image = item // queries
-        reference = item if references > 1 else item - image * queries
-        read_reference(whole, fraction, 2 * reference * num_levels, num_levels, points, together, numbers)
-        for first_head in range(0, heads, together):
-            count = min(together, heads - first_head)
-            row = (item * heads + first_head) * samples
-            softmax(logits, row, samples, count, numbers)
-            place(offsets, row, count * samples, numbers, cells)
-            for head in range(count):
-                base = image * total_cells * stride + (first_head + head) * width_d
-                attended = zeros(lanes)
-                for k in range(head * samples, (head + 1) * samples):
-                    share = _number(numbers, SHARE, k)
-                    upper, lower = share * _number(numbers, UPPER, k), share * _number(numbers, LOWER, k)
-                    left, right = _number(numbers, LEFT, k), _number(numbers, RIGHT, k)
-                    a = load(value, base + _cell(cells, UPPER_LEFT, k, stride), lanes)
-                    b = load(value, base + _cell(cells, UPPER_RIGHT, k, stride), lanes)
-                    c = load(value, base + _cell(cells, LOWER_LEFT, k, stride), lanes)
-                    d = load(value, base + _cell(cells, LOWER_RIGHT, k, stride), lanes)
-                    attended = scaled_sum(attended, a, upper * left)
-                    attended = scaled_sum(attended, b, upper * right)
-                    attended = scaled_sum(attended, c, lower * left)
-                    attended = scaled_sum(attended, d, lower * right)
-                store(output, (item * heads + first_head + head) * width_d, attended)
+    together = min(heads, MOST_POINTS // samples)
+    at_once = max(1, POINTS_AT_ONCE // (together * samples))
+    numbers = scratch(ROWS * PITCH, np.asarray(lanes[0]).dtype)
+    describe_levels(levels, num_levels, samples // num_levels, at_once * together, numbers)
+    for first_head in range(0, heads, together):
+        count = min(together, heads - first_head)
+        for first in range(start, stop, at_once):
+            last = min(first + at_once, stop)
+            _place_queries(
+                offsets, logits, whole, fraction, sizes, slots, first, last, first_head, count, numbers
+            )
+            k = 0
+            for item in range(first, last):
+                base = item // queries * total_cells * stride + first_head * width_d
+                target = (item * heads + first_head) * width_d
+                for head in range(count):
+                    attended = zeros(lanes)
+                    for _ in range(samples):
+                        for corner in range(4):
+                            pixel = load(value, base + _cell(numbers, corner, k, stride), lanes)
+                            attended = scaled_sum(attended, pixel, get(numbers, WEIGHTS + corner, k))
+                        k += 1
+                    store(output, target + head * width_d, attended)
+                    base += width_d
 
 
 @register_jitable
@@ -121,6 +150,7 @@ def backward_range(
     grad_logits: Any,
     sizes: Any,
     lanes: Any,
+    slots: Any,
     image: int,
     first_head: int,
     last_head: int,
@@ -129,68 +159,79 @@ def backward_range(
 
     No two calls with different heads write to the same place: no atomic operations, the same result every time.
     """
-    total_cells, queries, heads, num_levels, points, references = sizes
-    width_d = len(lanes)
-    samples = num_levels * points
-    together = min(last_head - first_head, MOST_POINTS // samples)
+    total_cells, queries, heads, num_levels, _ = sizes
+    width_d, samples = len(lanes), len(slots)
     stride = heads * width_d
-    numbers = scratch(FLOAT_ROWS * PITCH, np.asarray(lanes[0]).dtype)
-    cells = scratch(INT_ROWS * PITCH, np.dtype(np.int32))
+    together = min(last_head - first_head, MOST_POINTS // samples)
+    at_once = max(1, POINTS_AT_ONCE // (together * samples))
+    numbers = scratch(ROWS * PITCH, np.asarray(lanes[0]).dtype)
     pulled = scratch(4 * PITCH, np.asarray(lanes[0]).dtype)
-    describe_levels(levels, num_levels, points, together, numbers, cells)
-    for query in range(queries):
-        item = image * queries + query
-        reference = item if references > 1 else query
-        read_reference(whole, fraction, 2 * reference * num_levels, num_levels, points, together, numbers)
-        for group in range(first_head, last_head, together):
-            count = min(together, last_head - group)
-            row = (item * heads + group) * samples
-            softmax(logits, row, samples, count, numbers)
-            place(offsets, row, count * samples, numbers, cells)
-            for head in range(count):
-                gradient = load(grad_output, (item * heads + group + head) * width_d, lanes)
-                base = image * total_cells * stride + (group + head) * width_d
-                for k in range(head * samples, (head + 1) * samples):
-                    share = _number(numbers, SHARE, k)
-                    upper, lower = share * _number(numbers, UPPER, k), share * _number(numbers, LOWER, k)
-                    left, right = _number(numbers, LEFT, k), _number(numbers, RIGHT, k)
-                    a = base + _cell(cells, UPPER_LEFT, k, stride)
-                    b = base + _cell(cells, UPPER_RIGHT, k, stride)
-                    c = base + _cell(cells, LOWER_LEFT, k, stride)
-                    d = base + _cell(cells, LOWER_RIGHT, k, stride)
-                    write(pulled, k, dot(gradient, load(value, a, lanes)))
-                    write(pulled, PITCH + k, dot(gradient, load(value, b, lanes)))
-                    write(pulled, 2 * PITCH + k, dot(gradient, load(value, c, lanes)))
-                    write(pulled, 3 * PITCH + k, dot(gradient, load(value, d, lanes)))
-                    _push(grad_value, a, gradient, upper * left, lanes)
-                    _push(grad_value, b, gradient, upper * right, lanes)
-                    _push(grad_value, c, gradient, lower * left, lanes)
-                    _push(grad_value, d, gradient, lower * right, lanes)
-            _differentiate(pulled, numbers, row, samples, count, grad_offsets, grad_logits)
+    describe_levels(levels, num_levels, samples // num_levels, at_once * together, numbers)
+    for group in range(first_head, last_head, together):
+        count = min(together, last_head - group)
+        for first in range(image * queries, (image + 1) * queries, at_once):
+            last = min(first + at_once, (image + 1) * queries)
+            _place_queries(offsets, logits, whole, fraction, sizes, slots, first, last, group, count, numbers)
+            k = 0
+            for item in range(first, last):
+                base = image * total_cells * stride + group * width_d
+                source = (item * heads + group) * width_d
+                for head in range(count):
+                    gradient = load(grad_output, source + head * width_d, lanes)
+                    for _ in range(samples):
+                        a = base + _cell(numbers, 0, k, stride)
+                        b = base + _cell(numbers, 1, k, stride)
+                        c = base + _cell(numbers, 2, k, stride)
+                        d = base + _cell(numbers, 3, k, stride)
+                        write_dots(
+                            pulled,
+                            4 * k,
+                            gradient,
+                            load(value, a, lanes),
+                            load(value, b, lanes),
+                            load(value, c, lanes),
+                            load(value, d, lanes),
+                        )
+                        _push(grad_value, a, gradient, get(numbers, WEIGHTS, k), lanes)
+                        _push(grad_value, b, gradient, get(numbers, WEIGHTS + 1, k), lanes)
+                        _push(grad_value, c, gradient, get(numbers, WEIGHTS + 2, k), lanes)
+                        _push(grad_value, d, gradient, get(numbers, WEIGHTS + 3, k), lanes)
+                        k += 1
+                    base += width_d
+            for item in range(first, last):
+                row, start = (item * heads + group) * samples, (item - first) * count * samples
+                _differentiate(pulled, numbers, row, start, samples, count, grad_offsets, grad_logits)
 
 
 @register_jitable
 def _differentiate(
-    pulled: Any, numbers: Any, row: int, samples: int, heads: int, grad_offsets: Any, grad_logits: Any
+    pulled: Any,
+    numbers: Any,
+    row: int,
+    start: int,
+    samples: int,
+    heads: int,
+    grad_offsets: Any,
+    grad_logits: Any,
 ) -> None:
     """Turn the products of the output's gradient with the four pixels into gradients of offsets and logits."""
-    for k in range(heads * samples):
-        a, b = read(pulled, k), read(pulled, PITCH + k)
-        c, d = read(pulled, 2 * PITCH + k), read(pulled, 3 * PITCH + k)
-        left, right = _number(numbers, LEFT, k), _number(numbers, RIGHT, k)
-        upper, lower = _number(numbers, UPPER, k), _number(numbers, LOWER, k)
-        left_in, right_in = _number(numbers, LEFT_IN, k), _number(numbers, RIGHT_IN, k)
-        upper_in, lower_in = _number(numbers, UPPER_IN, k), _number(numbers, LOWER_IN, k)
-        share = _number(numbers, SHARE, k)
+    for k in range(start, start + heads * samples):
+        a, b = read(pulled, 4 * k), read(pulled, 4 * k + 1)
+        c, d = read(pulled, 4 * k + 2), read(pulled, 4 * k + 3)
+        left, right = get(numbers, LEFT, k), get(numbers, RIGHT, k)
+        upper, lower = get(numbers, UPPER, k), get(numbers, LOWER, k)
+        left_in, right_in = get(numbers, LEFT_IN, k), get(numbers, RIGHT_IN, k)
+        upper_in, lower_in = get(numbers, UPPER_IN, k), get(numbers, LOWER_IN, k)
+        share = get(numbers, SHARE, k)
         across = upper * (right_in * b - left_in * a) + lower * (right_in * d - left_in * c)
         down = left * (lower_in * c - upper_in * a) + right * (lower_in * d - upper_in * b)
-        write(grad_offsets, 2 * (row + k), share * across)
-        write(grad_offsets, 2 * (row + k) + 1, share * down)
-        write(pulled, k, upper * (left * a + right * b) + lower * (left * c + right * d))
+        write(grad_offsets, 2 * (row + k - start), share * across)
+        write(grad_offsets, 2 * (row + k - start) + 1, share * down)
+        put(numbers, PULL, k, upper * (left * a + right * b) + lower * (left * c + right * d))
     for head in range(heads):
-        first = head * samples
-        mean = pulled.dtype.type(0)
+        first = start + head * samples
+        mean = numbers.dtype.type(0)
         for k in range(first, first + samples):
-            mean += _number(numbers, SHARE, k) * read(pulled, k)
+            mean += get(numbers, SHARE, k) * get(numbers, PULL, k)
         for k in range(first, first + samples):
-            write(grad_logits, row + k, _number(numbers, SHARE, k) * (read(pulled, k) - mean))
+            write(grad_logits, row + k - start, get(numbers, SHARE, k) * (get(numbers, PULL, k) - mean))

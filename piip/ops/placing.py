@@ -1,8 +1,8 @@
 """Where the points of a query lie and how much each counts: the arithmetic before anything is gathered.
 
-One point after another this would cost more than the gathering. So it runs over all points of a query at once, in
-plain loops that LLVM turns into vector instructions: on rows of one scratch array, a fixed distance apart, with few
-other arrays per loop, or LLVM cannot tell that they do not overlap.
+One point after another this would cost more than the gathering. So it runs over all points of some queries at
+once, in plain loops that LLVM turns into vector instructions: on rows of a single scratch array, a fixed distance
+apart, or LLVM could not tell that they do not overlap. Whole numbers are kept in the space of a float, as they are.
 """
 
 import math
@@ -15,24 +15,27 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload, register_jitable
 
 from piip.ops.deformable import MOST_POINTS
+from piip.ops.vectors import LONGEST_PART, groups_fit, largest_of_groups, separate_pairs, sum_groups
 
 PITCH = MOST_POINTS + 16
-"""Entries between the rows of scratch arrays; a power of two would put all rows into one place of the cache."""
+"""Entries between the rows of the scratch array; a power of two would put all rows into one place of the cache."""
 
 _LINE = 64  # bytes
 
-# Rows of the scratch array of floats.
-SHARE, FRACTION_X, FRACTION_Y, WHOLE_X, WHOLE_Y, LAST_X, LAST_Y = range(7)
-LEFT, RIGHT, UPPER, LOWER = range(7, 11)
+# Rows of the scratch array. Offsets take two of them.
+SHARE, _TOTAL, _OFFSETS, _SECOND, _FRACTION_X, _FRACTION_Y, _WHOLE_X, _WHOLE_Y, _LAST_X, _LAST_Y = range(10)
+LEFT, RIGHT, UPPER, LOWER = range(10, 14)
 """Weight of the pixels on either side of a point, 0 outside the map."""
-LEFT_IN, RIGHT_IN, UPPER_IN, LOWER_IN = range(11, 15)
+LEFT_IN, RIGHT_IN, UPPER_IN, LOWER_IN = range(14, 18)
 """1 where these pixels are in the map, else 0."""
-FLOAT_ROWS = 19
-_FREE = 15
-
-# Rows of the scratch array of whole numbers: the cells of the values around a point.
-UPPER_LEFT, UPPER_RIGHT, LOWER_LEFT, LOWER_RIGHT, WIDTH, FIRST = range(6)
-INT_ROWS = 6
+WEIGHTS = 18
+"""Weight of the four pixels around a point, the attention included, in the order of `CELLS`."""
+CELLS = 22
+"""Cells of the values around a point, as whole numbers: upper left, upper right, lower left, lower right."""
+PULL = 26
+"""For the backward pass: what more attention to a point would change."""
+_WIDTH, _FIRST, _X, _Y = range(27, 31)
+ROWS = 31
 
 
 @intrinsic
@@ -56,6 +59,18 @@ def write(typing_context: Any, array: Any, index: Any, number: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, index, array.dtype), generate
+
+
+@register_jitable
+def get(numbers: Any, row: int, k: int) -> Any:
+    """Return entry ``k`` of a row of the scratch array."""
+    return read(numbers, row * PITCH + k)
+
+
+@register_jitable
+def put(numbers: Any, row: int, k: int, number: Any) -> None:
+    """Set entry ``k`` of a row of the scratch array."""
+    write(numbers, row * PITCH + k, number)
 
 
 @register_jitable
@@ -122,109 +137,191 @@ def _exp_float32(number: Any) -> Any:
     return p * power_of_two(n) if number == number else number
 
 
+@intrinsic
+def whole_number(typing_context: Any, number: Any) -> Any:
+    """Return a float that is whole as a signed integer of the same width."""
+    kind = types.Integer.from_bitwidth(number.bitwidth)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fptosi(args[0], ir.IntType(kind.bitwidth))
+
+    return kind(number), generate
+
+
+@intrinsic
+def _read_whole(typing_context: Any, array: Any, index: Any) -> Any:
+    """Return the integer that `_write_whole` has put into a flat array of floats."""
+    kind = types.Integer.from_bitwidth(array.dtype.bitwidth)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(array)(context, builder, args[0]).data
+        return builder.load(
+            builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(kind.bitwidth).as_pointer())
+        )
+
+    return kind(array, index), generate
+
+
+@intrinsic
+def _write_whole(typing_context: Any, array: Any, index: Any, number: Any) -> Any:
+    """Put an integer into a flat array of floats, as one of their width."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(array)(context, builder, args[0]).data
+        kind = ir.IntType(array.dtype.bitwidth)
+        number_as_wide = (
+            builder.trunc(args[2], kind) if number.bitwidth > kind.width else builder.sext(args[2], kind)
+        )
+        builder.store(number_as_wide, builder.bitcast(builder.gep(data, [args[1]]), kind.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(array, index, number), generate
+
+
 @register_jitable
-def describe_levels(levels: Any, num_levels: int, points: int, heads: int, numbers: Any, cells: Any) -> None:
-    """Write the size and first cell of every point's level, the same for all queries."""
+def get_whole(numbers: Any, row: int, k: int) -> Any:
+    """Return entry ``k`` of a row of whole numbers."""
+    return _read_whole(numbers, row * PITCH + k)
+
+
+@register_jitable
+def put_whole(numbers: Any, row: int, k: int, number: Any) -> None:
+    """Set entry ``k`` of a row of whole numbers."""
+    _write_whole(numbers, row * PITCH + k, number)
+
+
+@register_jitable
+def describe_levels(levels: Any, num_levels: int, points: int, rows: int, numbers: Any) -> None:
+    """Write the size and first cell of the level of every point of ``rows`` heads, the same for all queries."""
     k = 0
-    for _ in range(heads):
+    for _ in range(rows):
         for level in range(num_levels):
+            height, width, first = levels[3 * level], levels[3 * level + 1], levels[3 * level + 2]
             for _ in range(points):
-                numbers[LAST_Y * PITCH + k] = levels[3 * level] - 1
-                numbers[LAST_X * PITCH + k] = levels[3 * level + 1] - 1
-                cells[WIDTH * PITCH + k] = levels[3 * level + 1]
-                cells[FIRST * PITCH + k] = levels[3 * level + 2]
+                put(numbers, _LAST_Y, k, numbers.dtype.type(height - 1))
+                put(numbers, _LAST_X, k, numbers.dtype.type(width - 1))
+                put_whole(numbers, _WIDTH, k, width)
+                put_whole(numbers, _FIRST, k, first)
                 k += 1
 
 
 @register_jitable
-def read_reference(
-    whole: Any, fraction: Any, origin: int, num_levels: int, points: int, heads: int, numbers: Any
+def read_query(
+    offsets: Any,
+    logits: Any,
+    whole: Any,
+    fraction: Any,
+    row: int,
+    origin: int,
+    num_levels: int,
+    points: int,
+    heads: int,
+    start: int,
+    numbers: Any,
 ) -> None:
-    """Write the reference of a query for every point."""
-    if num_levels == 1:
-        for row, array in ((0, 0), (1, 1)):
-            part, rest = whole[origin + array], fraction[origin + array]
-            for k in range(heads * points):
-                numbers[(FRACTION_X + row) * PITCH + k] = rest
-                numbers[(WHOLE_X + row) * PITCH + k] = part
-        return
-    k = 0
-    for _ in range(heads):
-        for level in range(num_levels):
-            place = origin + 2 * level
-            for _ in range(points):
-                numbers[FRACTION_X * PITCH + k] = fraction[place]
-                numbers[FRACTION_Y * PITCH + k] = fraction[place + 1]
-                numbers[WHOLE_X * PITCH + k] = whole[place]
-                numbers[WHOLE_Y * PITCH + k] = whole[place + 1]
-                k += 1
+    """Write logits, offsets and reference of a query for all points of its heads, from entry ``start`` on."""
+    count = heads * num_levels * points
+    for k in range(count):
+        put(numbers, SHARE, start + k, read(logits, row + k))
+    for k in range(2 * count):
+        put(numbers, _OFFSETS, 2 * start + k, read(offsets, 2 * row + k))
+    runs, length = (1, heads * points) if num_levels == 1 else (heads * num_levels, points)
+    for run in range(runs):
+        place = origin + 2 * (run % num_levels)
+        first = start + run * length
+        x, y = read(fraction, place), read(fraction, place + 1)
+        pixel_x, pixel_y = numbers.dtype.type(read(whole, place)), numbers.dtype.type(read(whole, place + 1))
+        for k in range(first, first + length):
+            put(numbers, _FRACTION_X, k, x)
+            put(numbers, _FRACTION_Y, k, y)
+            put(numbers, _WHOLE_X, k, pixel_x)
+            put(numbers, _WHOLE_Y, k, pixel_y)
+
+
+def softmax(rows: Any, slots: Any, numbers: Any) -> Any:
+    """Turn the logits of ``rows`` heads, with as many points as ``slots`` has entries, into attention weights."""
+    raise NotImplementedError("numba compiles what follows")
+
+
+@overload(softmax)
+def _softmax(rows: Any, slots: Any, numbers: Any) -> Any:
+    return _softmax_of_groups if groups_fit(slots) else _softmax_of_rows
 
 
 @register_jitable
-def softmax(logits: Any, row: int, samples: int, heads: int, numbers: Any) -> None:
-    """Write the attention weights of ``heads`` heads with ``samples`` points each."""
-    tops = _FREE * PITCH
-    for head in range(heads):
-        first = head * samples
-        top = read(logits, row + first)
-        for k in range(1, samples):
-            top = max(top, read(logits, row + first + k))
-        for k in range(first, first + samples):
-            write(numbers, tops + k, top)
-    for k in range(heads * samples):
-        write(numbers, SHARE * PITCH + k, exp(read(logits, row + k) - read(numbers, tops + k)))
-    for head in range(heads):
-        first = SHARE * PITCH + head * samples
-        total = read(numbers, first)
-        for k in range(first + 1, first + samples):
+def _softmax_of_groups(rows: Any, slots: Any, numbers: Any) -> Any:
+    """Several heads at once, in vectors."""
+    count = rows * len(slots)
+    for k in range(0, count, LONGEST_PART):
+        largest_of_groups(numbers, SHARE * PITCH + k, _TOTAL * PITCH + k, slots)
+    for k in range(count):
+        put(numbers, SHARE, k, exp(get(numbers, SHARE, k) - get(numbers, _TOTAL, k)))
+    for k in range(0, count, LONGEST_PART):
+        sum_groups(numbers, SHARE * PITCH + k, _TOTAL * PITCH + k, slots)
+    for k in range(count):
+        put(numbers, SHARE, k, get(numbers, SHARE, k) / get(numbers, _TOTAL, k))
+
+
+@register_jitable
+def _softmax_of_rows(rows: Any, slots: Any, numbers: Any) -> Any:
+    """One head after the other, where its number of points does not divide a vector's length."""
+    for row in range(rows):
+        first = SHARE * PITCH + row * len(slots)
+        top, total = read(numbers, first), numbers.dtype.type(0)
+        for k in range(first + 1, first + len(slots)):
+            top = max(top, read(numbers, k))
+        for k in range(first, first + len(slots)):
+            write(numbers, k, exp(read(numbers, k) - top))
             total += read(numbers, k)
-        for k in range(head * samples, (head + 1) * samples):
-            write(numbers, tops + k, total)
-    for k in range(heads * samples):
-        write(numbers, SHARE * PITCH + k, read(numbers, SHARE * PITCH + k) / read(numbers, tops + k))
+        for k in range(first, first + len(slots)):
+            write(numbers, k, read(numbers, k) / total)
 
 
 @register_jitable
-def place(offsets: Any, row: int, count: int, numbers: Any, cells: Any) -> None:
+def place(count: int, numbers: Any) -> None:
     """Write the weights and the cells of the four pixels around each of ``count`` points.
 
     A pixel outside the map, or of a point that is no number, gets weight 0 and a cell inside.
     """
-    _place_on_axis(offsets, 2 * row, count, numbers, cells, 0, UPPER_LEFT, UPPER_RIGHT)
-    _place_on_axis(offsets, 2 * row + 1, count, numbers, cells, 1, LOWER_LEFT, LOWER_RIGHT)
+    for k in range(0, count, LONGEST_PART):
+        separate_pairs(numbers, _OFFSETS * PITCH + 2 * k, _X * PITCH + k, _Y * PITCH + k)
     for k in range(count):
-        width, first = read(cells, WIDTH * PITCH + k), read(cells, FIRST * PITCH + k)
-        left, right = read(cells, UPPER_LEFT * PITCH + k), read(cells, UPPER_RIGHT * PITCH + k)
-        upper = first + width * read(cells, LOWER_LEFT * PITCH + k)
-        lower = first + width * read(cells, LOWER_RIGHT * PITCH + k)
-        write(cells, UPPER_LEFT * PITCH + k, upper + left)
-        write(cells, UPPER_RIGHT * PITCH + k, upper + right)
-        write(cells, LOWER_LEFT * PITCH + k, lower + left)
-        write(cells, LOWER_RIGHT * PITCH + k, lower + right)
+        left, right, left_in, right_in, column, next_column = _neighbours(0, k, numbers)
+        upper, lower, upper_in, lower_in, line, next_line = _neighbours(1, k, numbers)
+        put(numbers, LEFT, k, left)
+        put(numbers, RIGHT, k, right)
+        put(numbers, UPPER, k, upper)
+        put(numbers, LOWER, k, lower)
+        put(numbers, LEFT_IN, k, left_in)
+        put(numbers, RIGHT_IN, k, right_in)
+        put(numbers, UPPER_IN, k, upper_in)
+        put(numbers, LOWER_IN, k, lower_in)
+        share = get(numbers, SHARE, k)
+        above, below = share * upper, share * lower
+        put(numbers, WEIGHTS, k, above * left)
+        put(numbers, WEIGHTS + 1, k, above * right)
+        put(numbers, WEIGHTS + 2, k, below * left)
+        put(numbers, WEIGHTS + 3, k, below * right)
+        width, first = get_whole(numbers, _WIDTH, k), get_whole(numbers, _FIRST, k)
+        put_whole(numbers, CELLS, k, first + width * line + column)
+        put_whole(numbers, CELLS + 1, k, first + width * line + next_column)
+        put_whole(numbers, CELLS + 2, k, first + width * next_line + column)
+        put_whole(numbers, CELLS + 3, k, first + width * next_line + next_column)
 
 
 @register_jitable
-def _place_on_axis(
-    offsets: Any, start: int, count: int, numbers: Any, cells: Any, axis: int, low: int, high: int
-) -> None:
-    """Write weights and pixels to the left and right (axis 0) or above and below (axis 1) of points."""
+def _neighbours(axis: int, k: int, numbers: Any) -> Any:
+    """Return weights, whether they are in the map, and positions of the pixels around a point, along x or y."""
     one, none = numbers.dtype.type(1), numbers.dtype.type(0)
-    fraction, whole, last = (FRACTION_X + axis), (WHOLE_X + axis), (LAST_X + axis)
-    for k in range(count):
-        position = read(offsets, start + 2 * k) + read(numbers, fraction * PITCH + k)
-        below = floor(position)
-        write(numbers, (_FREE + 1) * PITCH + k, position - below)
-        write(numbers, (_FREE + 2) * PITCH + k, below + read(numbers, whole * PITCH + k))
-    for k in range(count):
-        beyond, pixel = (
-            read(numbers, (_FREE + 1) * PITCH + k),
-            read(numbers, (_FREE + 2) * PITCH + k),
-        )
-        limit = read(numbers, last * PITCH + k)
-        inside, next_inside = (pixel >= 0) & (pixel <= limit), (pixel >= -1) & (pixel <= limit - 1)
-        write(numbers, (LEFT + 2 * axis) * PITCH + k, one - beyond if inside else none)
-        write(numbers, (RIGHT + 2 * axis) * PITCH + k, beyond if next_inside else none)
-        write(numbers, (LEFT_IN + 2 * axis) * PITCH + k, one if inside else none)
-        write(numbers, (RIGHT_IN + 2 * axis) * PITCH + k, one if next_inside else none)
-        write(cells, low * PITCH + k, np.int32(pixel if inside else none))
-        write(cells, high * PITCH + k, np.int32(pixel + 1 if next_inside else none))
+    position = get(numbers, _X + axis, k) + get(numbers, _FRACTION_X + axis, k)
+    pixel = floor(position) + get(numbers, _WHOLE_X + axis, k)
+    beyond, last = position - floor(position), get(numbers, _LAST_X + axis, k)
+    here, there = (pixel >= 0) & (pixel <= last), (pixel >= -1) & (pixel <= last - 1)
+    return (
+        one - beyond if here else none,
+        beyond if there else none,
+        one if here else none,
+        one if there else none,
+        whole_number(pixel if here else none),
+        whole_number(pixel + one if there else none),
+    )

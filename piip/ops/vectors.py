@@ -4,7 +4,7 @@ numba has no vector type; LLVM has, but is good only at powers of two: a vector 
 8, 4, 2 and 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -13,6 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 LONGEST_PART = 16
+"""Numbers in a register of 512 bits, if they have 32."""
 
 
 class Vector(types.Type):
@@ -59,8 +60,7 @@ def _vector_of(lanes: types.UniTuple) -> Vector:
 
 def _splat(builder: Any, number: Any, kind: ir.VectorType) -> Any:
     single = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
-    return builder.shuffle_vector(single, ir.Constant(kind, ir.Undefined), mask)
+    return _shuffled(builder, single, single, [0] * kind.count)
 
 
 def _place(context: Any, builder: Any, array_type: Any, array: Any, index: Any, first: int, kind: Any) -> Any:
@@ -141,18 +141,111 @@ def scaled_sum(typing_context: Any, total: Any, vector: Any, number: Any) -> Any
 
 
 @intrinsic
-def dot(typing_context: Any, one: Any, other: Any) -> Any:
-    """Return the sum of products."""
+def write_dots(
+    typing_context: Any, array: Any, index: Any, one: Any, first: Any, second: Any, third: Any, fourth: Any
+) -> Any:
+    """Write four neighbours: the sums of products of a vector with each of four others."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        total: Any = None
-        for number, part in enumerate(_parts(one)):
-            x, y = (builder.extract_value(vector, number) for vector in args)
-            start = ir.Constant(part.element, 0.0) if total is None else total
-            product = builder.fmul(x, y)
-            total = _call(
-                builder, "vector.reduce.fadd", part, part.element, start, product, fastmath=("reassoc",)
-            )
-        return total
+        rows = [_four_sums(builder, one, args[2], other) for other in args[3:]]
+        upper = _crossed(builder, rows[0], rows[1], (0, 4, 1, 5), (2, 6, 3, 7))
+        lower = _crossed(builder, rows[2], rows[3], (0, 4, 1, 5), (2, 6, 3, 7))
+        sums = _crossed(builder, upper, lower, (0, 1, 4, 5), (2, 3, 6, 7))
+        pointer = _place(context, builder, array, args[0], args[1], 0, sums.type)
+        builder.store(sums, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
 
-    return one.element(one, other), generate
+    return types.void(array, index, one, first, second, third, fourth), generate
+
+
+def _four_sums(builder: Any, kind: Vector, one: Any, other: Any) -> Any:
+    """Return four numbers whose sum is that of all products of two vectors."""
+    total: Any = None
+    for number, part in enumerate(_parts(kind)):
+        sums = builder.fmul(builder.extract_value(one, number), builder.extract_value(other, number))
+        count = part.count
+        while count > 4:
+            count //= 2
+            sums = _crossed(builder, sums, sums, range(count), range(count, 2 * count))
+        if count < 4:
+            sums = _shuffled(
+                builder, sums, ir.Constant(part, [0.0] * count), [0, 1, 2, 3][:count] + [count] * (4 - count)
+            )
+        total = sums if total is None else builder.fadd(total, sums)
+    return total
+
+
+def _crossed(builder: Any, one: Any, other: Any, left: Sequence[int], right: Sequence[int]) -> Any:
+    """Return the sum of two choices from the numbers of two vectors."""
+    return builder.fadd(_shuffled(builder, one, other, left), _shuffled(builder, one, other, right))
+
+
+def _shuffled(builder: Any, one: Any, other: Any, order: Sequence[int]) -> Any:
+    """Return numbers chosen from two vectors, counted through."""
+    return builder.shuffle_vector(
+        one, other, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), list(order))
+    )
+
+
+def groups_fit(slots: types.UniTuple) -> bool:
+    """Return whether groups of as many numbers as ``slots`` has entries fill a part without rest."""
+    return LONGEST_PART % slots.count == 0
+
+
+def _whole_part(context: Any, builder: Any, array_type: Any, array: Any, index: Any, first: int = 0) -> Any:
+    """Return the pointer to 16 numbers of a flat array."""
+    part = _parts(Vector(array_type.dtype, LONGEST_PART))[0]
+    return _place(context, builder, array_type, array, index, first, part)
+
+
+def _over_groups(array: Any, slots: Any, combine: Callable[..., Any]) -> Callable[..., Any]:
+    """Return code that gives each of 16 numbers what all numbers of its group are combined to."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        align = array.dtype.bitwidth // 8
+        group = builder.load(_whole_part(context, builder, array, args[0], args[1]), align=align)
+        distance = 1
+        while distance < slots.count:
+            partners = [k ^ distance for k in range(LONGEST_PART)]
+            group = combine(builder, group, _shuffled(builder, group, group, partners))
+            distance *= 2
+        builder.store(group, _whole_part(context, builder, array, args[0], args[2]), align=align)
+        return context.get_dummy_value()
+
+    return generate
+
+
+@intrinsic
+def sum_groups(typing_context: Any, array: Any, source: Any, target: Any, slots: Any) -> Any:
+    """Write 16 numbers: the sum of the group that each number belongs to."""
+    generate = _over_groups(array, slots, lambda builder, one, other: builder.fadd(one, other))
+    return types.void(array, source, target, slots), generate
+
+
+@intrinsic
+def largest_of_groups(typing_context: Any, array: Any, source: Any, target: Any, slots: Any) -> Any:
+    """Write 16 numbers: the largest of the group that each number belongs to."""
+
+    def larger(builder: Any, one: Any, other: Any) -> Any:
+        return builder.select(builder.fcmp_unordered(">", one, other), one, other)
+
+    return types.void(array, source, target, slots), _over_groups(array, slots, larger)
+
+
+@intrinsic
+def separate_pairs(typing_context: Any, array: Any, source: Any, firsts: Any, seconds: Any) -> Any:
+    """Write the first numbers of 16 pairs to one place and the second ones to another."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data, start, *targets = args
+        align = array.dtype.bitwidth // 8
+        pairs, more = (
+            builder.load(_whole_part(context, builder, array, data, start, first), align=align)
+            for first in (0, LONGEST_PART)
+        )
+        for parity, target in enumerate(targets):
+            chosen = _shuffled(builder, pairs, more, range(parity, 2 * LONGEST_PART, 2))
+            builder.store(chosen, _whole_part(context, builder, array, data, target), align=align)
+        return context.get_dummy_value()
+
+    return types.void(array, source, firsts, seconds), generate

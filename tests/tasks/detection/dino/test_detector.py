@@ -78,7 +78,7 @@ def test_a_scene_is_learnt_by_heart():
     model = DINO(config(), Backbone()).train()
     image, target = scene()
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
-    for _ in range(120):
+    for _ in range(160):
         optimizer.zero_grad()
         sum(model([image], [target]).values()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
