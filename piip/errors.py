@@ -8,9 +8,19 @@ from types import ModuleType
 MOST_SHOWN = 30
 """Names that an error message lists at most."""
 
+_FROM_LOADER = "DataLoader worker process"
+
 
 class PiipError(Exception):
-    """Base of every error that the command line shows as one line, with exit code 2."""
+    """Base of every error that the command line shows as one line, with exit code 2.
+
+    A data loader hands an error of its worker over as the text of the whole traceback. Only the last
+    sentence is kept, so that the main process raises what the worker did.
+    """
+
+    def __init__(self, message: str) -> None:
+        name = f"{type(self).__module__}.{type(self).__qualname__}: "
+        super().__init__(message.rpartition(name)[2].strip() if _FROM_LOADER in message else message)
 
 
 class ConfigError(PiipError, ValueError):

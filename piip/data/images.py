@@ -20,14 +20,7 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class ImageFileError(DataError):
-    """An image file is missing, unreadable or not what the annotations say.
-
-    A data loader hands an error of its worker over as the text of the whole traceback. Only the last
-    sentence is kept, so that the main process raises what the worker did.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+    """An image file is missing, unreadable or not what the annotations say."""
 
 
 def read_image(path: str | Path) -> Tensor:

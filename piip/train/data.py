@@ -1,5 +1,8 @@
 """Data loaders of a training run, the same batches after every restart."""
 
+import atexit
+import functools
+import multiprocessing
 import signal
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -23,6 +26,23 @@ def outlive_first_sigterm(worker: int) -> None:
     needs its loaders for that.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+
+
+@functools.cache
+def end_loaders_at_exit() -> None:
+    """Let no loader process keep Python from ending.
+
+    After an error, Python sends them one SIGTERM, which they outlive, and waits for them.
+    """
+    atexit.register(_kill_children)
+
+
+def _kill_children() -> None:
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report the death of each
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 class ResumableLoader(DataLoader):
@@ -100,6 +120,7 @@ class TaskData(L.LightningDataModule):
         if not recipe.data.folder:
             raise ConfigError("The recipe names no data; add --data.folder FOLDER.")
         self.recipe = recipe
+        end_loaders_at_exit()
         self.read()
 
     @abstractmethod
