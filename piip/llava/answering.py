@@ -170,7 +170,7 @@ class Answerer:
                 do_sample=False,
                 synced_gpus=False,  # a sharded model is whole while it is asked: nobody waits for others
                 pad_token_id=tokenizer.pad_token_id,
-                streamer=None if stream is None else _Streamer(tokenizer, stream),
+                streamer=None if stream is None else _Streamer(tokenizer, stream, stop),
                 **ends,
             )
         said = output[:, inputs["input_ids"].shape[1] :]
@@ -275,13 +275,28 @@ def _before(text: str, stop: Sequence[str]) -> str:
 
 
 class _Streamer(TextStreamer):
-    """Hands over each piece of text as soon as no further token can change it."""
+    """Hands over each piece of text as soon as no further token can change it or begin a text that ends it."""
 
-    def __init__(self, tokenizer: Any, receive: Callable[[str], object]) -> None:
+    def __init__(self, tokenizer: Any, receive: Callable[[str], object], stop: Sequence[str]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._receive = receive
+        self._stop = stop
+        self._text = ""
+        self._handed = 0
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Hand over a piece; transformers calls this."""
-        if text:
-            self._receive(text)
+        self._text += text
+        said = _before(self._text, self._stop)
+        if len(said) == len(self._text) and not stream_end:
+            said = said[: len(said) - _open_end(said, self._stop)]
+        piece = said[self._handed :]
+        if piece:
+            self._handed += len(piece)
+            self._receive(piece)
+
+
+def _open_end(text: str, stop: Sequence[str]) -> int:
+    """Return how many characters at the end of a text may be the beginning of one of some others."""
+    lengths = range(min(len(text), max(map(len, stop), default=1) - 1), 0, -1)
+    return next((n for n in lengths if any(mark.startswith(text[-n:]) for mark in stop)), 0)

@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 import piip
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.llava import Answerer, Chat, Turn
+from piip.llava.answering import _Streamer
 from tests.llava.test_model import answer as generate
 from tests.llava.test_model import ask, batch, picture
 from tests.llava.tiny import WORDY, model, processor, save, tokenizer
@@ -184,6 +185,26 @@ def test_answers_end_before_given_texts(answerer):
     assert cut == [min((text.partition(end)[0] for end in ends), key=len).strip() for text in whole]
     assert all(len(short) < len(text) for short, text in zip(cut, whole, strict=True))
     assert answerer.answer_all(turns, 12, stop=["never said"]) == whole
+
+
+def test_streams_end_before_given_texts(wordy):
+    turns = [[Turn("user", QUESTIONS[0], (picture(),))]]
+    [whole] = wordy.answer_all(turns, 40)
+    for ends in (whole[20], whole[9:14], whole[3:30], whole[-1] + "never said", whole):
+        pieces = []
+        [answer] = wordy.answer_all(turns, 40, stream=pieces.append, stop=[ends])
+        assert "".join(pieces).strip() == answer == whole.partition(ends)[0].strip()
+        assert all(pieces)
+
+
+def test_streams_keep_back_no_more_than_may_end_them():
+    pieces = []
+    streamer = _Streamer(tokenizer(), pieces.append, ["bcd", "xy"])
+    for text in ("ab", "bc", "x", "d bc", "d f"):
+        streamer.on_finalized_text(text)
+    assert pieces == ["a", "b", "bc", "xd "]
+    streamer.on_finalized_text("", stream_end=True)
+    assert pieces == ["a", "b", "bc", "xd "]
 
 
 def test_losses_of_given_answers(answerer):
