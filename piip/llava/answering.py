@@ -139,9 +139,13 @@ class Answerer:
             ConfigError: The question is longer than what the language model reads.
         """
         turn = Turn("user", prompt, as_pictures(image))
+        asked = self.render([turn])
+        said: Tensor | str
         if answer is None:
-            (answer,) = self.answer_all([[turn]], max_new_tokens)
-        return explain(self.model, self.processor, turn.images[0], self.render([turn]), answer)
+            said = self._without_end(self._generate([[turn]], max_new_tokens)[0])
+        else:
+            said = self._as_written(turn, asked, answer.strip())
+        return explain(self.model, self.processor, turn.images[0], asked, said)
 
     def answer_all(
         self,
@@ -196,6 +200,12 @@ class Answerer:
                 **ends,
             )
         return output[:, inputs["input_ids"].shape[1] :]
+
+    def _without_end(self, said: Tensor) -> Tensor:
+        """Return the tokens of an answer without the special ones that ended it."""
+        special = set(self.processor.tokenizer.all_special_ids)
+        words = [index for index, token in enumerate(said.tolist()) if token not in special]
+        return said[: words[-1] + 1 if words else 0]
 
     def losses(
         self, conversations: Sequence[Sequence[Turn]], answers: Sequence[str]
@@ -252,6 +262,14 @@ class Answerer:
     def _write(self, turns: Iterable[Turn], prompt: bool) -> str:
         form = ChatForm.of(self.processor)
         return form.write([form.message(turn.role, turn.marked()) for turn in turns], prompt)[0]
+
+    def _as_written(self, turn: Turn, asked: str, answer: str) -> str:
+        """Return an answer as the chat template writes it behind its prompt: often with a space before it."""
+        reply = Turn("assistant", answer)
+        _check_turn(reply, self.processor.image_token)
+        written = self._write([turn, reply], prompt=False).removeprefix(asked)
+        space = written[: len(written) - len(written.lstrip())]
+        return space + answer if answer and written.startswith(space + answer) else answer
 
     def _inputs(self, conversations: Sequence[Sequence[Turn]], max_new_tokens: int) -> Any:
         texts = [self.render(conversation) for conversation in conversations]

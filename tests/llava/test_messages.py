@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from tokenizers.processors import TemplateProcessing
 
 pytest.importorskip("transformers")
+
+from tokenizers.processors import TemplateProcessing
 
 from piip.data.conversations import ConversationFile
 from piip.errors import ConfigError
@@ -104,12 +105,13 @@ def test_asking_begins_as_training_does(template, make, arrangement, tmp_path):
 
 
 @pytest.mark.parametrize("template", ["{{ bos_token }}" + CHATML, CHAT_TEMPLATE])
-def test_losses_have_one_beginning(template):
+def test_losses_and_explanations_have_one_beginning(template):
     answerer = Answerer(model(), PiipLlavaProcessor.of(config(), beginning(), template))
     seen = []
     answerer.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     answerer.losses([[Turn("user", "a?")]], ["yes"])
-    assert [int((ids == 1).sum()) for ids in seen] == [1]
+    answerer.explain(picture(), "a?", "yes")
+    assert [int((ids == 1).sum()) for ids in seen] == [1, 1]
 
 
 def test_processors_without_a_template_are_refused():
