@@ -50,17 +50,23 @@ def beginning():
     return found
 
 
-def prompt_of(folder, prepare, value, images):
-    """Return the tokens that training has before the answer to a question."""
+def prompts(folder, prepare):
+    """Return the tokens that training has before the answer to each of the arrangements."""
     write_images(folder, {"0.png": (20, 30), "1.png": (30, 20)})
-    told = sample(value, "A cat.", image=[f"{number}.png" for number in range(images)])
-    file = ConversationFile(write(folder / "talk.json", [told]))
-    item = ConversationDataset(file, prepare)[0]
-    first = (item["labels"] != IGNORED).nonzero()[0]
-    return item["input_ids"][:first].tolist()
+    told = [
+        sample(value, "A cat.", image=[f"{number}.png" for number in range(images)])
+        for value, _, _, images in ARRANGEMENTS.values()
+    ]
+    data = ConversationDataset(ConversationFile(write(folder / "talk.json", told)), prepare)
+    items = [data[index] for index in range(len(data))]
+    return [item["input_ids"][: (item["labels"] != IGNORED).nonzero()[0]].tolist() for item in items]
 
 
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.fixture(scope="module")
+def llava():
+    return model()
+
+
 @pytest.mark.parametrize(
     ("template", "make"),
     [
@@ -86,41 +92,47 @@ def prompt_of(folder, prepare, value, images):
         "marked",
     ],
 )
-def test_asking_begins_as_training_does(template, make, arrangement, tmp_path):
-    value, text, parts, images = ARRANGEMENTS[arrangement]
+def test_asking_begins_as_training_does(template, make, llava, tmp_path):
     prepare = PiipLlavaProcessor.of(config(), make(), template)
-    trained = prompt_of(tmp_path, prepare, value, images)
-    answerer = Answerer(model(), prepare)
-    asked = answerer._inputs([[Turn("user", text, (picture(),) * images)]], 1)["input_ids"][0].tolist()
-    assert asked == trained
-    assert trained.count(prepare.image_token_id) == 16 * images
-    assert trained.count(1) <= 1, "one beginning is enough"
-    if template == CHAT_TEMPLATE:
-        content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
-        message = {"role": "user", "content": content}
-        told = prepare.apply_chat_template(
-            [message], tokenize=True, return_dict=True, add_generation_prompt=True
-        )
-        assert told["input_ids"][0] == trained
+    answerer = Answerer(llava, prepare)
+    for trained, arrangement in zip(prompts(tmp_path, prepare), ARRANGEMENTS.items(), strict=True):
+        name, (_, text, parts, images) = arrangement
+        asked = answerer._inputs([[Turn("user", text, (picture(),) * images)]], 1)["input_ids"][0].tolist()
+        assert asked == trained, name
+        assert trained.count(prepare.image_token_id) == 16 * images
+        assert trained.count(1) <= 1, "one beginning is enough"
+        if template == CHAT_TEMPLATE:
+            assert in_parts(prepare, parts) == trained, name
+
+
+def in_parts(prepare, parts):
+    """Return the tokens by which transformers itself asks."""
+    content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    told = prepare.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    return told["input_ids"][0]
 
 
 @pytest.mark.parametrize("template", ["{{ bos_token }}" + CHATML, CHAT_TEMPLATE])
-def test_losses_and_explanations_have_one_beginning(template):
-    answerer = Answerer(model(), PiipLlavaProcessor.of(config(), beginning(), template))
+def test_losses_and_explanations_have_one_beginning(template, llava):
+    answerer = Answerer(llava, PiipLlavaProcessor.of(config(), beginning(), template))
     seen = []
-    answerer.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    embedding = answerer.model.get_input_embeddings()
+    hook = embedding.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     answerer.losses([[Turn("user", "a?")]], ["yes"])
     answerer.explain(picture(), "a?", "yes")
+    hook.remove()
     assert [int((ids == 1).sum()) for ids in seen] == [1, 1]
 
 
-def test_processors_without_a_template_are_refused():
+def test_processors_without_a_template_are_refused(llava):
     prepare = processor()
     prepare.chat_template = None
     with pytest.raises(ConfigError, match="no chat template"):
-        Answerer(model(), prepare).answer((), "a?", 1)
+        Answerer(llava, prepare).answer((), "a?", 1)
     prepare.chat_template = {"default": CHAT_TEMPLATE}
-    assert Answerer(model(), prepare).render([Turn("user", "a?")]).endswith("USER: a? ASSISTANT:")
+    assert Answerer(llava, prepare).render([Turn("user", "a?")]).endswith("USER: a? ASSISTANT:")
 
 
 def test_vicunas_answers_are_marked():
