@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,6 @@ from piip.tasks.detection import Detections, Detector, Instances, detect_views
 from piip.tasks.segmentation import Segmentation, Segmenter, segment_views
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
     Picture = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
@@ -242,10 +242,15 @@ def read_pixels(image: "Picture") -> tuple[Tensor, Path | None]:
         return read_image(image), Path(image)
     if isinstance(image, Image.Image):
         return to_tensor(image), None
-    pixels = image if isinstance(image, Tensor) else torch.from_numpy(image.copy()).movedim(-1, 0)
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
+    if not isinstance(image, Tensor | np.ndarray):
         raise DataError(
-            f"An image is an RGB array (H, W, 3) or tensor (3, H, W) of uint8, got {pixels.dtype} of shape "
+            "An image is a file, a PIL image, an RGB array (H, W, 3) or tensor (3, H, W), got "
+            f"{type(image).__name__}."
+        )
+    kind, channels = (torch.uint8, 0) if isinstance(image, Tensor) else (np.uint8, -1)
+    if image.dtype != kind or image.ndim != 3 or image.shape[channels] != 3:
+        raise DataError(
+            f"An image is an RGB array (H, W, 3) or tensor (3, H, W) of uint8, got {image.dtype} of shape "
             f"{tuple(image.shape)}."
         )
-    return pixels, None
+    return image if isinstance(image, Tensor) else torch.from_numpy(image.copy()).movedim(-1, 0), None

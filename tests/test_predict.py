@@ -49,6 +49,24 @@ def test_files_arrays_and_tensors_are_the_same_image(predictor, picture):
         assert torch.equal(first.instances.boxes, other.instances.boxes)
 
 
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (None, "got NoneType"),
+        (7, "got int"),
+        ([[1, 2, 3]], "got list"),
+        (np.zeros((4, 4, 3)), r"got float64 of shape \(4, 4, 3\)"),
+        (np.array("a"), r"of shape \(\)"),
+        (np.zeros((3, 4, 4), np.uint8), r"got uint8 of shape \(3, 4, 4\)"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), r"got torch.uint8 of shape \(4, 4, 3\)"),
+        (torch.zeros(3, 4, 4), "got torch.float32"),
+    ],
+)
+def test_what_is_no_image(predictor, image, message):
+    with pytest.raises(DataError, match=message):
+        predictor.predict(image)
+
+
 def test_results_carry_names_and_categories(predictor, picture):
     found = predictor.predict(picture)
     assert set(found.names()) <= {"cat", "dog"}

@@ -8,19 +8,15 @@ them. Two ways lead there, and neither searches for the answers' words:
   with its end of sequence.
 """
 
-import contextlib
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
-from piip.data.conversations import IMAGE_MARK, Conversation, Turn
+from piip.data.conversations import IMAGE_MARK, Conversation
 from piip.errors import ConfigError
-
-Span = tuple[int, int]  # of characters
+from piip.llava.messages import ChatForm, Span
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -31,7 +27,6 @@ PLAIN_TEMPLATE = (
 """Images and what is said of them, no questions: LLaVA's form of captions while only projectors are trained."""
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_PROBE = "answer-7391"
 
 
 @dataclass(frozen=True)
@@ -60,22 +55,9 @@ class AnswerFinder:
     """
 
     def __init__(self, template: str, tokenizer: Any, image_token: str = IMAGE_MARK) -> None:
-        self.template = template
-        self.image_token = image_token
-        self._variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        self._form = ChatForm(template, tokenizer, image_token)
         self._end: str = tokenizer.eos_token or ""
         self._marked = bool(_MARKED.search(template))
-        self._message: Callable[[Turn], dict[str, Any]] = self._plain_message
-        with contextlib.suppress(
-            ConfigError
-        ):  # some templates fail on plain texts, others show nothing of them
-            if self._shows_answers():
-                return
-        self._message = self._message_in_parts
-        if not self._shows_answers():
-            raise ConfigError(
-                "The chat template leaves answers out; give one that renders 'assistant' turns."
-            )
 
     def render(self, conversation: Conversation) -> Rendered:
         """Return a conversation as text with the places of its answers.
@@ -83,19 +65,19 @@ class AnswerFinder:
         Raises:
             ConfigError: The template writes a turn differently once others follow.
         """
-        messages = [self._message(turn) for turn in conversation.turns]
+        messages = [self._form.message(turn.role, turn.text) for turn in conversation.turns]
         if self._marked:
-            text, spans = self._run(messages, spans=True)
+            text, spans = self._form.write(messages, spans=True)
             return Rendered(text, tuple(self._with_end(text, start, end) for start, end in spans))
-        text, _ = self._run(messages)
+        text, _ = self._form.write(messages)
         answered = [index for index, turn in enumerate(conversation.turns) if turn.role == "assistant"]
         return Rendered(text, tuple(self._span(text, messages, index) for index in answered))
 
     def _span(self, text: str, messages: Sequence[dict[str, Any]], index: int) -> Span:
         """Return the place of answer ``index``: from the end of its prompt to its end of sequence."""
-        asked = self._run(messages[:index])[0]
-        prompt = self._run(messages[:index], prompt=True)[0]
-        so_far = self._run(messages[: index + 1])[0]
+        asked = self._form.write(messages[:index])[0]
+        prompt = self._form.write(messages[:index], prompt=True)[0]
+        so_far = self._form.write(messages[: index + 1])[0]
         # A prompt may open something that answers in training data lack, such as a place for thoughts.
         start = _shared(prompt, so_far)
         if start < len(asked) or not text.startswith(so_far):
@@ -110,39 +92,6 @@ class AnswerFinder:
         """Return a marked answer with the end of sequence that follows it: not every template marks that too."""
         follows = bool(self._end) and text.startswith(self._end, end)
         return start, end + len(self._end) * follows
-
-    def _run(
-        self, messages: Sequence[dict[str, Any]], prompt: bool = False, spans: bool = False
-    ) -> tuple[str, list[Span]]:
-        if not messages:
-            return "", []
-        try:
-            found: Any = render_jinja_template(
-                conversations=[list(messages)],
-                chat_template=self.template,
-                add_generation_prompt=prompt,
-                return_assistant_tokens_mask=spans,
-                **self._variables,
-            )
-        except Exception as error:  # Jinja's, or whatever a template raises of its own accord
-            raise ConfigError(f"The chat template cannot be rendered: {error}.") from error
-        return found[0][0], list(found[1][0]) if spans else []
-
-    def _shows_answers(self) -> bool:
-        turns = (Turn("user", "question"), Turn("assistant", _PROBE))
-        return _PROBE in self._run([self._message(turn) for turn in turns])[0]
-
-    def _plain_message(self, turn: Turn) -> dict[str, Any]:
-        return {"role": turn.role, "content": arrange(turn.text).replace(IMAGE_MARK, self.image_token)}
-
-    def _message_in_parts(self, turn: Turn) -> dict[str, Any]:
-        """Return a message as templates of multimodal models want it; they say themselves what an image is."""
-        parts: list[dict[str, str]] = []
-        for number, text in enumerate(arrange(turn.text).split(IMAGE_MARK)):
-            parts += [{"type": "image"}] * (number > 0)
-            text = text.removeprefix("\n") if number else text  # lines are the template's business
-            parts += [{"type": "text", "text": text}] * bool(text)
-        return {"role": turn.role, "content": parts}
 
 
 def _shared(one: str, other: str) -> int:
@@ -181,10 +130,3 @@ def expand(rendered: Rendered, image_token: str, replacements: Sequence[str]) ->
         return position + marks[bisect_right(starts, position) - 1][1]
 
     return Rendered(text, tuple((moved(start), moved(end)) for start, end in rendered.answers))
-
-
-def arrange(text: str) -> str:
-    """Return a turn with its only image first, on its own line, as LLaVA trains; several stay where they are."""
-    if text.count(IMAGE_MARK) != 1:
-        return text
-    return f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}".strip()

@@ -21,6 +21,7 @@ from piip.data.sampler import Key
 from piip.errors import ConfigError, DataError
 from piip.llava.answers import AnswerFinder, Rendered, expand
 from piip.llava.images import stack_images
+from piip.llava.messages import begun, template_of
 from piip.llava.modeling import IGNORED
 
 Item = dict[str, Tensor]
@@ -74,7 +75,7 @@ class ConversationDataset(Dataset[Item]):
         max_length: int = 2048,
         chat_template: str | None = None,
     ) -> None:
-        template = chat_template or processor.chat_template or processor.tokenizer.chat_template
+        template = chat_template or template_of(processor)
         if not getattr(processor.tokenizer, "is_fast", False) or not template or max_length < 1:
             raise ConfigError(
                 "Conversations need a fast tokenizer (of the library tokenizers), a chat template and a max_length "
@@ -147,9 +148,11 @@ class ConversationDataset(Dataset[Item]):
     def _tokenize(self, conversation: Rendered) -> tuple[Tensor, Tensor]:
         """Return the tokens (L) of a conversation and their labels (L)."""
         tokenizer = self.processor.tokenizer
-        begun = bool(tokenizer.bos_token) and conversation.text.startswith(tokenizer.bos_token)
         encoded = tokenizer(
-            conversation.text, add_special_tokens=not begun, return_offsets_mapping=True, verbose=False
+            conversation.text,
+            add_special_tokens=not begun(tokenizer, conversation.text),
+            return_offsets_mapping=True,
+            verbose=False,
         )
         starts, ends = np.array(encoded["offset_mapping"]).reshape(-1, 2).T
         learnt = np.zeros(len(starts), bool)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from piip.errors import DataError, require
 from piip.files import atomic_write
+from piip.llava.messages import begun, count_added
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 
 Grid = NDArray[np.float32]
@@ -61,7 +62,7 @@ class Explanation:
 
 
 def explain(
-    model: PiipLlavaForConditionalGeneration, processor: Any, image: Any, prompt: str, answer: str
+    model: PiipLlavaForConditionalGeneration, processor: Any, image: Any, prompt: str, answer: str | Tensor
 ) -> Explanation:
     """Return where in an image an answer came from.
 
@@ -70,25 +71,27 @@ def explain(
         processor: Its processor.
         image: What the processor takes.
         prompt: The conversation up to the answer, with one image token.
-        answer: What the model said, or another answer to ask about.
+        answer: The tokens (L) that the model said, or another answer to ask about, exactly as it follows the
+            prompt, with its space.
 
     Raises:
         DataError: The prompt has no image, or more than one, or the answer is empty.
     """
-    if prompt.count(processor.image_token) != 1 or not answer:
+    if prompt.count(processor.image_token) != 1 or not len(answer):
         raise DataError(
             "An explanation needs a prompt with exactly one image, and an answer that is not empty."
         )
-    asked = processor(images=[image], text=[prompt], return_tensors="pt").to(model.device)
-    words = processor.tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    ids = torch.cat([asked["input_ids"], words.to(model.device)], dim=1)
+    pixels, ids, count = _read(processor, image, prompt, answer)
+    pixels, ids = pixels.to(model.device), ids.to(model.device)
+    length = ids.shape[1]
     seen = ids[0] == model.config.image_token_id
-    asking = torch.arange(ids.shape[1] - words.shape[1] - 1, ids.shape[1] - 1, device=ids.device)
+    seen[length - count :] = False  # whatever the model says, it shows no image
+    asking = torch.arange(length - count - 1, length - 1, device=ids.device)
 
     tower = model.model.vision_tower.network
     projector = model.model.multi_modal_projector
     with torch.no_grad():
-        maps = tower(asked["pixel_values"].to(next(tower.parameters()).dtype))
+        maps = tower(pixels.to(next(tower.parameters()).dtype))
         parts = [part.float() for part in projector.branch_tokens(maps)]
     features = sum(parts[1:], start=parts[0]).requires_grad_()
     with _plain_attention(model), torch.enable_grad():
@@ -106,12 +109,29 @@ def explain(
     total = sum(float(effect.sum()) for effect in effects)
     grid = projector.grid(maps)
     return Explanation(
-        _as_picture(asked["pixel_values"][0], processor.image_processor),
-        answer,
+        _as_picture(pixels[0], processor.image_processor),
+        (answer if isinstance(answer, str) else _decode(processor, answer)).strip(),
         _normalised(attention, grid),
         tuple(_normalised(effect, grid) for effect in effects),
         tuple(float(effect.sum()) / max(total, 1e-12) for effect in effects),
     )
+
+
+def _read(processor: Any, image: Any, prompt: str, answer: str | Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return the image as the model sees it, the tokens (1, L) of all, and how many are the answer's."""
+    tokenizer = processor.tokenizer
+    text = prompt + answer if isinstance(answer, str) else prompt
+    inputs = processor(
+        images=[image], text=[text], return_tensors="pt", add_special_tokens=not begun(tokenizer, prompt)
+    )
+    pixels, ids = inputs["pixel_values"], inputs["input_ids"]
+    if isinstance(answer, str):
+        return pixels, ids, count_added(tokenizer, prompt, text)
+    return pixels, torch.cat([ids, answer.to(ids.device)[None]], dim=1), len(answer)
+
+
+def _decode(processor: Any, tokens: Tensor) -> str:
+    return str(processor.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 @contextmanager

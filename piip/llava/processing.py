@@ -12,26 +12,29 @@ from piip.llava.images import WholeImageProcessor, image_processor
 
 IMAGE_TOKEN = "<image>"
 CHAT_TEMPLATE = (
-    "{% macro words(content) %}{% if content is string %}{{ content }}{% else %}"
-    "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
-    "{% endif %}{% endmacro %}"
+    "{% macro joined(content) %}{% if content is string %}{{ content }}{% else %}"
+    "{% set text = namespace(begun=false) %}{% for part in content %}"
+    "{% if part['type'] == 'image' %}{{ '<image>' if text.begun or loop.last else '<image>\\n' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% set text.begun = true %}{% endif %}"
+    "{% endfor %}{% endif %}{% endmacro %}"
+    "{% macro words(content) %}{% set text = joined(content) %}"
+    "{% if text.count('<image>') == 1 %}{{ ('<image>\\n' + text.replace('<image>', '').strip()).strip() }}"
+    "{% else %}{{ text }}{% endif %}{% endmacro %}"
     "{% if messages and messages[0]['role'] == 'system' %}{{ words(messages[0]['content']) + ' ' }}{% else %}"
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
     "{% endif %}"
-    "{% for message in messages %}{% if message['role'] != 'system' %}"
-    "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
-    "{% if message['content'] is not string %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}"
-    "{% endif %}"
-    "{{ words(message['content']) }}"
-    "{{ ' ' if message['role'] == 'user' else eos_token }}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ 'USER: ' + words(message['content']) + ' ' }}"
+    "{% elif message['role'] != 'system' %}"
+    "ASSISTANT:{% generation %}{{ ' ' + words(message['content']) + eos_token }}{% endgeneration %}"
     "{% elif not loop.first %}{{ raise_exception('A system message can only be the first one.') }}"
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 """Vicuna's form of a conversation, in which the released models were trained; a system message takes the place of
-its first two sentences."""
+its first two sentences. An only image of a turn comes first, as `piip.llava.messages.arrange` has it; several stand
+where they are, those before the text on lines of their own."""
 
 
 class PiipLlavaProcessor(LlavaProcessor):

@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 import piip
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.llava import Answerer, Chat, Turn
+from piip.llava.answering import _Streamer
 from tests.llava.test_model import answer as generate
 from tests.llava.test_model import ask, batch, picture
 from tests.llava.tiny import WORDY, model, processor, save, tokenizer
@@ -133,6 +134,8 @@ def test_what_cannot_be_asked_changes_nothing(answerer, tmp_path):
     assert len(chat.turns[0].images) == 1, "the image still waited for its question"
     with pytest.raises(DataError, match="RGB array"):
         answerer.answer(np.zeros((4, 4), np.uint8), "a?")
+    with pytest.raises(DataError, match="got NoneType"):
+        answerer.answer(None, "a?")
 
 
 def test_folders_that_hold_no_llava(tmp_path):
@@ -184,6 +187,60 @@ def test_answers_end_before_given_texts(answerer):
     assert cut == [min((text.partition(end)[0] for end in ends), key=len).strip() for text in whole]
     assert all(len(short) < len(text) for short, text in zip(cut, whole, strict=True))
     assert answerer.answer_all(turns, 12, stop=["never said"]) == whole
+
+
+def test_streams_end_before_given_texts(wordy):
+    turns = [[Turn("user", QUESTIONS[0], (picture(),))]]
+    [whole] = wordy.answer_all(turns, 40)
+    for ends in (whole[20], whole[9:14], whole[3:30], whole[-1] + "never said", whole):
+        pieces = []
+        [answer] = wordy.answer_all(turns, 40, stream=pieces.append, stop=[ends])
+        assert "".join(pieces).strip() == answer == whole.partition(ends)[0].strip()
+        assert all(pieces)
+
+
+def test_streams_keep_back_no_more_than_may_end_them():
+    pieces = []
+    streamer = _Streamer(tokenizer(), pieces.append, ["bcd", "xy"])
+    for text in ("ab", "bc", "x", "d bc", "d f"):
+        streamer.on_finalized_text(text)
+    assert pieces == ["a", "b", "bc", "xd "]
+    streamer.on_finalized_text("", stream_end=True)
+    assert pieces == ["a", "b", "bc", "xd "]
+
+
+USER = Turn("user", "a?")
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([], "has no turn; end it with a turn of the user"),
+        ([USER, Turn("assistant", "b")], "ends with a turn of the assistant"),
+        ([Turn("human", "a"), USER], "from 'human'; make it one of user, assistant, system"),
+        ([Turn("user", None)], "is of type NoneType"),
+        ([Turn("user", "<image> and <image>", (picture(),))], "contains '<image>'"),
+        ([Turn("user", "<image>", (picture(),) * 2)], "contains '<image>'"),
+    ],
+)
+def test_what_is_no_conversation(answerer, turns, message):
+    with pytest.raises(DataError, match=message):
+        answerer.answer_all([turns], 6)
+    with pytest.raises(DataError, match=message):
+        answerer.losses([turns], ["b"])
+
+
+@pytest.mark.parametrize("length", ["8", None, 1.5, 0, -1])
+def test_lengths_that_are_none(answerer, length):
+    with pytest.raises(ConfigError, match="give a whole number above 0"):
+        answerer.answer_all([[USER]], length)
+    with pytest.raises(ConfigError, match="give a whole number above 0"):
+        answerer.explain(picture(), "a?", max_new_tokens=length)
+
+
+def test_nobody_asks_nothing(answerer):
+    assert answerer.answer_all([]) == []
+    assert answerer.losses([], []) == []
 
 
 def test_losses_of_given_answers(answerer):
