@@ -7,8 +7,11 @@ pytest.importorskip("transformers")
 
 import transformers
 
+from piip.config import MergingConfig
 from piip.errors import CheckpointError
 from piip.llava.loading import load_model
+from piip.network import PIIP
+from tests.helpers import fill, hierarchical_config, rotary_config, tiny_config
 from tests.llava.test_model import ask, batch, picture
 from tests.llava.tiny import model, save
 
@@ -53,3 +56,30 @@ def test_damaged_folders_are_blamed(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match=r"\); save the model again\.$"):
         load_model(tmp_path, {"dtype": torch.float32, "device_map": {"": "cpu"}})
+
+
+@pytest.mark.parametrize("where", ["tower", "auto"])
+def test_weights_may_lie_on_the_disk(folder, tmp_path, where):
+    pytest.importorskip("accelerate")
+    parts = ("model.multi_modal_projector", "model.language_model", "lm_head")
+    options = {"device_map": dict.fromkeys(parts, "cpu") | {"model.vision_tower": "disk"}}
+    if where == "auto":
+        options = {"device_map": "auto", "max_memory": {"cpu": "700KB"}}
+    loaded = load_model(folder, options | {"offload_folder": tmp_path})
+    assert any(p.is_meta for p in loaded.model.vision_tower.parameters())
+    inputs = batch([ask("a?")], [picture()])
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model()(**inputs).logits)
+
+
+@pytest.mark.parametrize("tower", [tiny_config, rotary_config, hierarchical_config])
+def test_weights_of_any_tower_may_be_brought_when_needed(tower):
+    accelerate = pytest.importorskip("accelerate")
+    network = fill(PIIP(tower().replace(merging=MergingConfig("none", pyramid_levels=())))).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(image)
+        accelerate.cpu_offload(network, "cpu")
+        assert all(parameter.is_meta for parameter in network.parameters())
+        for found, whole in zip(network(image), expected, strict=True):
+            torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
