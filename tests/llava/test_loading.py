@@ -9,6 +9,7 @@ import transformers
 
 from piip.config import MergingConfig
 from piip.errors import CheckpointError
+from piip.llava import PiipLlavaModel
 from piip.llava.loading import load_model
 from piip.network import PIIP
 from tests.helpers import fill, hierarchical_config, rotary_config, tiny_config
@@ -56,6 +57,16 @@ def test_damaged_folders_are_blamed(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match=r"\); save the model again\.$"):
         load_model(tmp_path, {"dtype": torch.float32, "device_map": {"": "cpu"}})
+
+
+def test_the_model_without_its_head_is_known(folder):
+    bare, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(bare) is PiipLlavaModel
+    assert not report["missing_keys"]
+    inputs = batch([ask("a?")], [picture()])
+    with torch.no_grad():
+        expected = model().model(**inputs).last_hidden_state
+        assert torch.equal(bare.eval()(**inputs).last_hidden_state, expected)
 
 
 @pytest.mark.parametrize("where", ["tower", "auto"])
