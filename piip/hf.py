@@ -76,6 +76,10 @@ class _PiipPreTrained(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = "image"
     supports_gradient_checkpointing = True
+    # The network has its own attention: whichever is asked for concerns the language model or the head beside it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
     network: PIIP
     _no_split_modules = ["Block", "GridBlock", "EvaBlock", "WindowedEvaBlock", "InteractionBlock"]  # noqa: RUF012
 

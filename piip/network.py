@@ -126,7 +126,7 @@ class PIIP(nn.Module):
             images = [resized.to(self.image_dtype) for resized in images]
         for index, branch in enumerate(self.config.branches):
             self._check_size(images[index], index, branch.arch)
-        tokens = [self.branch(index).embed(resized) for index, resized in enumerate(images)]
+        tokens = [self.branch(index)(resized) for index, resized in enumerate(images)]
         taken = []
         for k in range(self.config.num_interactions):
             tokens = self._run_range(k, tokens)

@@ -58,6 +58,10 @@ class Branch(nn.Module, ABC):
     def count_blocks(cls, arch: str, options: Mapping[str, Any]) -> int:
         """Return the number of blocks of an architecture with constructor ``options``."""
 
+    def forward(self, image: Tensor) -> Tokens:
+        """Return `embed` of an image; called so, the branch's own parameters are where hooks brought them."""
+        return self.embed(image)
+
     @abstractmethod
     def embed(self, image: Tensor) -> Tokens:
         """Return the tokens of an image (B, 3, H, W) before the first block."""

@@ -1,6 +1,8 @@
 """The description of a PIIP-LLaVA as a configuration of transformers."""
 
+import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, Self
 
 from huggingface_hub.dataclasses import strict
@@ -8,9 +10,12 @@ from transformers import AutoConfig, LlavaConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from piip.config import PIIPConfig
-from piip.errors import ConfigError
+from piip.errors import ConfigError, nearest
 from piip.hf import PiipConfig
 from piip.network import build_on_meta
+
+OPTIONS = ("projector_norm", "out_grid", "keep_aspect_ratio", "tie_word_embeddings")
+"""Fields that may be chosen; LLaVA's others, such as the layer whose features are taken, do not exist here."""
 
 
 @strict
@@ -48,11 +53,14 @@ class PiipLlavaConfig(LlavaConfig):
             network: One map per branch: ``merging.kind`` is ``none``.
             text: The language model, its vocabulary with the image token.
             image_token_id: Token in whose places the features of images stand.
-            options: Further fields.
+            options: Some of `OPTIONS`, or fields of any configuration of transformers.
 
         Raises:
-            ConfigError: The network merges its branches.
+            ConfigError: The network merges its branches, the language model's vocabulary has no such token, or an
+                option is unknown or impossible.
         """
+        _check_options(options)
+        _check_token(image_token_id, getattr(text, "vocab_size", None))
         if network.merging.kind != "none":
             raise ConfigError(
                 f"The network merges its branches (merging.kind is {network.merging.kind!r}); projectors read "
@@ -100,3 +108,34 @@ class PiipLlavaConfig(LlavaConfig):
         needed = [max(network.branch(i).strides) / scale for i, scale in enumerate(scales)]
         multiple = self.size_multiple()
         return math.ceil(max(needed) / multiple - 1e-9) * multiple
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse what transformers would keep without a word, and grids without tokens."""
+    known = [*OPTIONS, *(field.name for field in dataclasses.fields(PreTrainedConfig))]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"A PIIP-LLaVA has no option {name!r}. {nearest(name, known)}")
+    grid = options.get("out_grid")
+    if grid is not None and not _is_grid(grid):
+        raise ConfigError(f"out_grid is {grid!r}; give its height and width in tokens, such as (24, 24).")
+
+
+def _is_grid(grid: object) -> bool:
+    sides = list(grid) if isinstance(grid, Iterable) else []
+    return len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
+
+
+def _check_token(image_token_id: object, rows: int | None) -> None:
+    """Refuse a token of images that the language model, with an embedding of some rows, cannot read."""
+    known = isinstance(image_token_id, int) and image_token_id >= 0
+    if not known:
+        raise ConfigError(
+            f"The image token is {image_token_id!r}; add one to the tokenizer and give its number: "
+            "tokenizer.convert_tokens_to_ids('<image>')."
+        )
+    if rows is not None and image_token_id >= rows:  # type: ignore[operator]
+        raise ConfigError(
+            f"The image token is number {image_token_id}, but the language model's vocabulary has {rows} tokens; "
+            "call llm.resize_token_embeddings(len(tokenizer)) first."
+        )

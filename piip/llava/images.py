@@ -1,8 +1,10 @@
 """Preparing images for a PIIP-LLaVA: as released, or whole and undistorted."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 from transformers import BatchFeature
@@ -12,25 +14,94 @@ from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
+from piip.data.images import open_picture, to_picture
 from piip.data.settings import IMAGENET_MEAN, IMAGENET_STD
 
 MEAN = tuple(value / 255 for value in IMAGENET_MEAN)
 STD = tuple(value / 255 for value in IMAGENET_STD)
 
+_LONG = 4
+"""An image is long if the square around it has over so many times its pixels and so many times the model's side."""
 
-def image_processor(side: int) -> LlavaImageProcessor:
+
+def image_processor(side: int) -> "SquareImageProcessor":
     """Return the image processor of the released models for images of ``side`` pixels.
 
     Images are padded to squares with the mean colour, resized bicubically so that the shortest side fits, cropped
     to their centre, and normalised as for ImageNet, also for CLIP (SPEC 9).
     """
-    return LlavaImageProcessor(
+    return SquareImageProcessor(
         do_pad=True,
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
         image_mean=list(MEAN),
         image_std=list(STD),
     )
+
+
+class PictureReader(TorchvisionBackend):
+    """Reads files and pictures as piip does everywhere; transformers alone clips or misreads some."""
+
+    def fetch_images(self, images: Any) -> Any:
+        """Return images, nested in lists as they were given; files and pictures become RGB pictures.
+
+        Raises:
+            ImageFileError: A file is truncated or no image.
+        """
+        if isinstance(images, list | tuple):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, Image.Image):
+            return to_picture(images)
+        if isinstance(images, str) and _is_file(images):
+            return open_picture(images)
+        fetched = super().fetch_images(images)
+        # Addresses are read by torch, which alone has whole numbers of 16 bits.
+        return (fetched.int() >> 8).byte() if getattr(fetched, "dtype", None) == torch.uint16 else fetched
+
+
+class SquareImageProcessor(PictureReader, LlavaImageProcessor):
+    """LLaVA's image processor, for which long images need no more memory than others."""
+
+    def _preprocess(  # type: ignore[override]
+        self,
+        images: list[Tensor],
+        do_resize: bool,
+        do_pad: bool,
+        size: SizeDict,
+        resample: Any,
+        image_mean: Any,
+        **options: Any,
+    ) -> BatchFeature:
+        if do_resize and do_pad and size.shortest_edge:
+            colour = [int(value * 255) for value in image_mean]
+            images = [self._square_if_long(image, size.shortest_edge, resample, colour) for image in images]
+        return super()._preprocess(
+            images,
+            do_resize=do_resize,
+            do_pad=do_pad,
+            size=size,
+            resample=resample,
+            image_mean=image_mean,
+            **options,
+        )
+
+    def _square_if_long(self, image: Tensor, side: int, resample: Any, colour: list[int]) -> Tensor:
+        """Return a long image (3, H, W) as a square of ``side`` pixels, others as they are.
+
+        It is padded and resized in one direction after the other, so the square around it, which may take
+        gigabytes, is never there. Up to rounding, the pixels are the same.
+        """
+        height, width = image.shape[-2:]
+        longest, shortest = max(height, width), min(height, width)
+        if longest <= _LONG * max(shortest, side):
+            return image
+        wide = width == longest
+        first = SizeDict(height=height, width=side) if wide else SizeDict(height=side, width=width)
+        before = (longest - shortest) // 2
+        after = longest - shortest - before
+        padding = [0, before, 0, after] if wide else [before, 0, after, 0]
+        padded = tv.pad(self.resize(image, first, resample), padding, fill=colour)
+        return self.resize(padded, SizeDict(height=side, width=side), resample)
 
 
 class WholeImageKwargs(ImagesKwargs, total=False):
@@ -47,7 +118,7 @@ class WholeImageKwargs(ImagesKwargs, total=False):
     smallest_side: int
 
 
-class WholeImageProcessor(TorchvisionBackend):
+class WholeImageProcessor(PictureReader):
     """Keeps the aspect ratio of images, for models that are trained so.
 
     The longer side becomes ``side``, the shorter one follows, rounded to a multiple that all branches divide into
@@ -135,3 +206,11 @@ def stack_images(images: list[Tensor]) -> Tensor:
     return torch.stack(
         [tv.pad(image, [0, 0, width - image.shape[-1], height - image.shape[-2]]) for image in images]
     )
+
+
+def _is_file(name: str) -> bool:
+    """Return whether a text is the name of a file, and not an address or an image itself."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # an image as text is no name: far too long
+        return False

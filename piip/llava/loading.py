@@ -32,16 +32,14 @@ def load_model(folder: Path, options: dict[str, Any]) -> PiipLlavaForConditional
         options: Arguments of transformers' ``from_pretrained``.
 
     Raises:
-        CheckpointError: It is damaged, or its tensors do not fit its description.
+        CheckpointError: It is damaged, its tensors do not fit its description, or an option is wrong.
     """
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **options)
     except (torch.OutOfMemoryError, ImportError):  # the folder is not to blame
         raise
     except Exception as error:  # transformers, safetensors and json each raise their own
-        raise CheckpointError(
-            f"{folder} cannot be loaded ({_reason(error)}); save the model again."
-        ) from error
+        raise CheckpointError(f"{folder} cannot be loaded ({_reason(error)}); {_mend(options)}.") from error
     model, report = loaded
     # transformers would fill what is missing with random numbers, and leave out what does not fit, with a warning.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -104,6 +102,21 @@ def load_processor(folder: Path) -> PiipLlavaProcessor:
             "processor.save_pretrained(folder)."
         )
     return processor
+
+
+def _mend(options: dict[str, Any]) -> str:
+    """Return what may help where loading fails: transformers refuses options and folders with the same errors."""
+    chosen = [f"{name}={value!r}" for name, value in options.items() if not _is_usual(name, value)]
+    if not chosen:
+        return "save the model again"
+    return f"leave out {', '.join(chosen)}, or save the model again if it fails without as well"
+
+
+def _is_usual(name: str, value: object) -> bool:
+    """Return whether every model can be loaded with an option."""
+    if name == "device_map":
+        return isinstance(value, dict) and list(value) == [""]
+    return name == "dtype" and (value == "auto" or isinstance(value, torch.dtype))
 
 
 def _reason(error: Exception) -> str:

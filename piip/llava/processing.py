@@ -42,8 +42,8 @@ class PiipLlavaProcessor(LlavaProcessor):
 
     Args:
         image_processor: Prepares images; `image_processor` makes the released one, `WholeImageProcessor` keeps
-            their aspect ratio.
-        tokenizer: Knows the image token.
+            their aspect ratio. Both read files and pictures as piip does.
+        tokenizer: Knows the image token; it pads on the left from now on.
         patch_size: Pixels per token of the largest image.
         out_grid: Height and width in tokens, where the model fixes it.
         chat_template: Jinja template of conversations.
@@ -63,6 +63,7 @@ class PiipLlavaProcessor(LlavaProcessor):
         self.out_grid = out_grid
         options.pop("vision_feature_select_strategy", None)
         options.pop("num_additional_image_tokens", None)
+        tokenizer.padding_side = "left"  # answers begin where prompts end, also in a batch
         super().__init__(
             image_processor,
             tokenizer,

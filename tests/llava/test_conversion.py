@@ -73,6 +73,7 @@ def test_every_part_gives_what_it_gave(parts, released, tmp_path):
     _, tower, projector, language = parts
     llava, processor = convert_llava(released, tower.config)
     assert isinstance(llava, PiipLlavaForConditionalGeneration)
+    assert processor.tokenizer.padding_side == "left"
     assert llava.config.image_token_id == OLD_VOCABULARY
     assert llava.config.text.vocab_size == 128
     side = tower.config.image_size

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as tv
 
 pytest.importorskip("transformers")
 
@@ -20,6 +21,7 @@ from piip.llava import (
     PiipLlavaProcessor,
     Turn,
     WholeImageProcessor,
+    image_processor,
 )
 from piip.llava.dataset import ConversationCollator, ConversationDataset
 from piip.llava.explaining import explain
@@ -264,3 +266,40 @@ def test_sizes_can_be_set_for_one_call(processor):
         images=[picture(0, (50, 100))], text=[ask("a?")], return_tensors="pt", images_kwargs={"side": 64}
     )
     assert inputs["image_sizes"].tolist() == [[32, 64]]
+
+
+LONG = ((3, 2100), (2000, 40), (5, 1000), (900, 1))
+
+
+@pytest.mark.parametrize("size", LONG)
+def test_long_images_are_prepared_as_in_a_square(size):
+    """What LLaVA's own class makes of the whole square, which takes gigabytes for longer images."""
+    ours, image = image_processor(SIDE), picture(0, size)
+    theirs = transformers.LlavaImageProcessor(**ours.to_dict())
+    found, expected = (kind(images=[image], return_tensors="pt")["pixel_values"] for kind in (ours, theirs))
+    assert found.shape == (1, 3, SIDE, SIDE)
+    assert (found - expected).abs().max() < 0.02, "more than a grey level of 255"
+
+
+def test_other_images_are_prepared_by_llava_s_class():
+    ours = image_processor(SIDE)
+    theirs = transformers.LlavaImageProcessor(**ours.to_dict())
+    for size in ((50, 80), (600, 150), (300, 1200), (100, 512)):
+        image = picture(0, size)
+        pixels = [kind(images=[image], return_tensors="pt")["pixel_values"] for kind in (ours, theirs)]
+        assert torch.equal(*pixels)
+
+
+def test_long_images_are_never_held_as_a_square(monkeypatch):
+    """One of 20,000 x 30 pixels took 3.5 GB."""
+    sizes, pad = [], tv.pad
+
+    def measured(*arguments, **options):
+        padded = pad(*arguments, **options)
+        sizes.append(padded.numel())
+        return padded
+
+    monkeypatch.setattr(tv, "pad", measured)
+    images = [Image.new("RGB", size) for size in ((20000, 30), (30, 20000))]
+    image_processor(SIDE)(images=images, return_tensors="pt")
+    assert max(sizes) == 3 * 20000 * SIDE

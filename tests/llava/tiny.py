@@ -27,7 +27,6 @@ def tokenizer():
         eos_token="</s>",
         unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
-        padding_side="left",
     )
 
 
