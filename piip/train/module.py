@@ -65,13 +65,16 @@ class TrainingModule(L.LightningModule):
         """Return the metrics of the last evaluation in a few words, for the progress report."""
         return f"metric {self.metric:.3f}"
 
+    def on_train_start(self) -> None:
+        """Evaluate also where a resumed run has nothing left to train."""
+        self._evaluate_last_epoch()
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the random numbers of this step."""
         entropy = (self.recipe.trainer.seed, self.current_epoch, batch_idx, self.global_rank)
         seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
         torch.manual_seed(int(seed))
-        if self.current_epoch + 1 == self.recipe.trainer.epochs:  # the last epoch is always evaluated
-            self.trainer.check_val_every_n_epoch = 1
+        self._evaluate_last_epoch()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch.
@@ -143,6 +146,11 @@ class TrainingModule(L.LightningModule):
         steps = -(-batches // settings.accumulate)
         schedule = Schedule(optimizer, self.recipe.schedule, steps, settings.epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _evaluate_last_epoch(self) -> None:
+        """Let the last epoch be evaluated, however many there are between evaluations."""
+        if self.current_epoch + 1 == self.recipe.trainer.epochs:
+            self.trainer.check_val_every_n_epoch = 1
 
     def stopped(self, reason: str) -> TrainingError:
         """Return the error that says where training stopped, and why."""
