@@ -141,7 +141,7 @@ def evaluate_answers(
     _require_writable(target)  # before the work, not after it
     answerer = load_answerer(model, device)
     if holds_conversations(data):
-        scores = _read_conversations(answerer, data, images, recipe, given.get("batch_size", 1))
+        scores, left_out = _read_conversations(answerer, data, images, recipe, given.get("batch_size", 1))
         settings: dict[str, Any] = {"form": "conversations"}
     else:
         defaults = {
@@ -152,8 +152,9 @@ def evaluate_answers(
         settings = defaults | given
         form, scores, records = _ask_questions(answerer, data, images, settings)
         settings = {"form": form} | settings
+        left_out = sum("left_out" in record for record in records)
         write_json(target.with_name(f"{target.stem}_answers.json"), records)
-    write_json(target, {"data": str(data)} | settings | {"scores": scores})
+    write_json(target, {"data": str(data)} | settings | {"left_out": left_out, "scores": scores})
     rows = [[name, _shown(name, value)] for name, value in scores.items()]
     table(f"{model} on {data} ({settings['form']})", ["metric", "value"], rows)
     console().print(f"scores: {target}", markup=False, emoji=False)
@@ -174,7 +175,8 @@ def _ask_questions(
 
 def _read_conversations(
     answerer: "Answerer", data: Path, images: Path | None, recipe: TrainRecipe, batch_size: int
-) -> dict[str, float]:
+) -> tuple[dict[str, float], int]:
+    """Return the scores of conversations, and how many were left out."""
     from piip.data.conversations import ConversationFile
     from piip.llava.answers import PLAIN_TEMPLATE
     from piip.llava.dataset import ConversationCollator, ConversationDataset
@@ -182,10 +184,13 @@ def _read_conversations(
 
     settings, processor = recipe.language, answerer.processor
     template = PLAIN_TEMPLATE if settings.captions else None
-    dataset = ConversationDataset(ConversationFile(data, images), processor, settings.max_length, template)
+    found = ConversationFile(data, images)
+    dataset = ConversationDataset(found, processor, settings.max_length, template, replace=False)
     collate = ConversationCollator(processor.tokenizer.pad_token_id)
     counted = count_conversations(answerer.model, dataset, collate, batch_size)
-    return answer_scores(tracked(counted, -(-len(dataset) // batch_size), "reading"))
+    scores = answer_scores(tracked(counted, -(-len(dataset) // batch_size), "reading"))
+    dataset.warn_of_losses()
+    return scores, dataset.unusable
 
 
 def _images_of(recipe: TrainRecipe) -> Path:

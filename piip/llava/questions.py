@@ -1,6 +1,7 @@
 """Questions about images in files, in the forms of POPE and of TextVQA, and what came of asking them."""
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from piip.llava.scoring import FEWEST_ANSWERS, exact_match, pope_scores, says_ye
 
 Form = Literal["pope", "textvqa"]
 _LABELS = {"yes": True, "no": False}
+_NAMED = 3  # questions in a warning
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,17 @@ class Question:
         if len(self.truth) < FEWEST_ANSWERS:
             return float(exact_match(answer, self.truth))
         return soft_accuracy(answer, self.truth)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a question gets in place of an answer if it cannot be asked.
+
+    Attributes:
+        reason: What is wrong with it, and the mend.
+    """
+
+    reason: str
 
 
 def read_questions(path: str | Path, images: str | Path | None = None) -> tuple[Form, list[Question]]:
@@ -81,8 +94,10 @@ def answer_questions(
     instruction: str = "",
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = 1,
-) -> Iterator[str]:
+) -> Iterator[str | LeftOut]:
     """Yield the answer to each question, as soon as it is there.
+
+    A question whose image cannot be read, or which is too long for the model, is left out; it ends nothing.
 
     Args:
         answerer: Who is asked.
@@ -92,34 +107,64 @@ def answer_questions(
         batch_size: Questions answered at once.
 
     Raises:
-        DataError: An image cannot be read.
-        ConfigError: ``batch_size`` or ``max_new_tokens`` is not above 0, or a question is too long for the model.
+        ConfigError: ``batch_size`` or ``max_new_tokens`` is not above 0.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; give a number above 0.")
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; give a number above 0.")
     for start in range(0, len(questions), batch_size):
-        group = questions[start : start + batch_size]
-        texts = ["\n".join(filter(None, [question.text, instruction])) for question in group]
-        pairs = zip(texts, group, strict=True)
-        asked = [[Turn("user", text, as_pictures(question.image))] for text, question in pairs]
-        yield from answerer.answer_all(asked, max_new_tokens)
+        yield from _answer_group(answerer, questions[start : start + batch_size], instruction, max_new_tokens)
 
 
-def score(form: Form, questions: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
-    """Return the scores of all answers, `pope_scores` or `vqa_scores`."""
-    pairs: Any = [(answer, question.truth) for question, answer in zip(questions, answers, strict=True)]
+def _answer_group(
+    answerer: Answerer, group: Sequence[Question], instruction: str, max_new_tokens: int
+) -> list[str | LeftOut]:
+    """Return the answers to questions asked at once, or one by one where that cannot be done."""
+    try:
+        return [*answerer.answer_all([_asked(question, instruction) for question in group], max_new_tokens)]
+    except (DataError, ConfigError) as error:
+        if len(group) == 1:
+            return [LeftOut(str(error))]
+    alone = (_answer_group(answerer, [question], instruction, max_new_tokens) for question in group)
+    return [answer for (answer,) in alone]
+
+
+def _asked(question: Question, instruction: str) -> list[Turn]:
+    text = "\n".join(filter(None, [question.text, instruction]))
+    return [Turn("user", text, as_pictures(question.image))]
+
+
+def score(form: Form, questions: Sequence[Question], answers: Sequence[str | LeftOut]) -> dict[str, float]:
+    """Return the scores of all answers, `pope_scores` or `vqa_scores`; a warning names questions left out.
+
+    Raises:
+        DataError: Every question was left out, or there is none.
+    """
+    pairs: Any = []
+    without: list[tuple[Question, LeftOut]] = []
+    for question, answer in zip(questions, answers, strict=True):
+        if isinstance(answer, LeftOut):
+            without.append((question, answer))
+        else:
+            pairs.append((answer, question.truth))
+    if without and not pairs:
+        raise DataError(f"None of {len(without)} questions can be asked. {without[0][1].reason}")
+    if without:
+        named = ", ".join(f"{question.id} ({out.reason.rstrip('.')})" for question, out in without[:_NAMED])
+        more = f" and {len(without) - _NAMED} more" if without[_NAMED:] else ""
+        warnings.warn(
+            f"{len(without)} of {len(questions)} questions are left out of the scores: {named}{more}.",
+            stacklevel=2,
+        )
     return pope_scores(pairs) if form == "pope" else vqa_scores(pairs)
 
 
-def record_of(question: Question, answer: str) -> dict[str, Any]:
-    """Return a question, its answer, and how right that is (0 to 1), as JSON-ready values."""
-    return {
-        "question_id": question.id,
-        "image": str(question.image),
-        "question": question.text,
-        "answer": answer,
-        "score": question.right(answer),
-    }
+def record_of(question: Question, answer: str | LeftOut) -> dict[str, Any]:
+    """Return a question, its answer, and how right that is (0 to 1), or why it was left out, JSON-ready."""
+    asked = {"question_id": question.id, "image": str(question.image), "question": question.text}
+    if isinstance(answer, LeftOut):
+        return asked | {"left_out": answer.reason}
+    return asked | {"answer": answer, "score": question.right(answer)}
 
 
 def _read_records(path: Path) -> list[Any]:

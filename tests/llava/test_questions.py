@@ -95,6 +95,31 @@ def test_batches_change_no_answer_and_the_instruction_is_seen(tmp_path):
         next(answer_questions(answerer, questions, max_new_tokens=0))
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_what_cannot_be_asked_is_left_out(tmp_path, batch_size):
+    long = POPE[0] | {"question_id": "long", "text": "Is there? " * 200}
+    _, questions = read_questions(write(tmp_path, [*POPE, long, POPE[0]]))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    answerer = Answerer(model(), processor())
+    first, damaged, endless, last = answer_questions(answerer, questions, "", 8, batch_size)
+    assert first == last == answerer.answer(tmp_path / "a.png", "Is there a cat?", 8)
+    assert "b.png cannot be read" in damaged.reason
+    assert "the language model reads 1024" in endless.reason
+    answers = [first, damaged, endless, last]
+    words = (
+        r"2 of 4 questions are left out of the scores: 2 \(Image .*b\.png .*\), long \(The conv.*tokens\)\.$"
+    )
+    with pytest.warns(UserWarning, match=words):
+        assert score("pope", questions, answers) == score("pope", questions[::3], [first, last])
+    with pytest.warns(UserWarning, match=r"4 of 5 .* and 1 more\.$"):
+        score("pope", questions[:1] + questions[1:2] * 4, answers[:1] + answers[1:2] * 4)
+    with pytest.raises(DataError, match=r"None of 2 questions can be asked\. Image .*b\.png cannot be read"):
+        score("pope", questions[1:3], answers[1:3])
+    left_out = record_of(questions[1], damaged)
+    assert left_out["left_out"] == damaged.reason
+    assert not {"answer", "score"} & left_out.keys()
+
+
 def test_scores_and_records(tmp_path):
     form, questions = read_questions(write(tmp_path, POPE))
     assert score(form, questions, ["yes", "yes"])["accuracy"] == 0.5
