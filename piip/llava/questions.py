@@ -1,18 +1,16 @@
 """Questions about images in files, in the forms of POPE and of TextVQA, and what came of asking them."""
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from piip.data.questions import FEWEST_ANSWERS, Form, form_of, parse_question, read_records
 from piip.errors import ConfigError, DataError
 from piip.llava.answering import MAX_NEW_TOKENS, Answerer, Turn, as_pictures
-from piip.llava.scoring import FEWEST_ANSWERS, exact_match, pope_scores, says_yes, soft_accuracy, vqa_scores
+from piip.llava.scoring import exact_match, pope_scores, says_yes, soft_accuracy, vqa_scores
 
-Form = Literal["pope", "textvqa"]
-_LABELS = {"yes": True, "no": False}
 _NAMED = 3  # questions in a warning
 
 
@@ -55,7 +53,7 @@ class LeftOut:
 def read_questions(path: str | Path, images: str | Path | None = None) -> tuple[Form, list[Question]]:
     """Return the form and the questions of a file.
 
-    A .jsonl file has one JSON object a line; any other is a JSON list, or an object with the list under ``data``.
+    The file has one JSON object a line, a JSON list, or an object with the list under ``data``, whatever its name.
     Every object has ``question_id`` (default: its place, from 1) and
 
     - in POPE's form ``image``, a file name, ``text``, the question, and ``label``, ``yes`` or ``no``;
@@ -70,15 +68,16 @@ def read_questions(path: str | Path, images: str | Path | None = None) -> tuple[
         DataError: The file cannot be read, is of neither form, or an image is missing.
     """
     path = Path(path)
-    records = _read_records(path)
-    form: Form = "pope" if isinstance(records[0], dict) and "label" in records[0] else "textvqa"
+    records = read_records(path)
+    form = form_of(records)
     folder = path.parent if images is None else Path(images)
     questions = []
     for number, record in enumerate(records, start=1):
         try:
-            questions.append(_question(form, record, number, folder))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(_complaint(form, path, number, error)) from error
+            asked = parse_question(form, record, number)
+        except DataError as error:
+            raise DataError(f"Question {number} of {path} {error}") from error
+        questions.append(Question(asked.id, folder / asked.image, asked.text, asked.truth))
     missing = [question.image for question in questions if not question.image.is_file()]
     if missing:
         raise DataError(
@@ -165,56 +164,3 @@ def record_of(question: Question, answer: str | LeftOut) -> dict[str, Any]:
     if isinstance(answer, LeftOut):
         return asked | {"left_out": answer.reason}
     return asked | {"answer": answer, "score": question.right(answer)}
-
-
-def _read_records(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The questions {path} cannot be read ({_reason(error)}); check the path.") from error
-    try:
-        if path.suffix == ".jsonl":
-            content: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            content = json.loads(text)
-    except ValueError as error:
-        kind = "one JSON object a line" if path.suffix == ".jsonl" else "JSON"
-        raise DataError(f"{path} is not {kind} ({error}); mend the file.") from error
-    if isinstance(content, dict):
-        content = content.get("data")
-    if not isinstance(content, list) or not content:
-        raise DataError(
-            f"{path} holds no questions; give a list of them, or an object with one under 'data'."
-        )
-    return content
-
-
-def _question(form: Form, record: Any, number: int, folder: Path) -> Question:
-    name = record["image"] if "image" in record else f"{record['image_id']}.jpg"
-    identity, image = record.get("question_id", number), folder / name
-    if form == "pope":
-        return Question(identity, image, _text(record["text"]), _LABELS[str(record["label"]).strip().lower()])
-    answers = tuple(str(a["answer"] if isinstance(a, dict) else a) for a in record["answers"])
-    if len(answers) < FEWEST_ANSWERS or isinstance(record["answers"], str):
-        raise ValueError(f"fewer than {FEWEST_ANSWERS} answers")
-    return Question(identity, image, _text(record["question"]), answers)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no question")
-    return value
-
-
-def _complaint(form: Form, path: Path, number: int, error: Exception) -> str:
-    fields = {
-        "pope": "'image', 'text' and 'label', yes or no (POPE)",
-        "textvqa": "'image', 'question' and 'answers', ten as a rule (TextVQA), "
-        "or 'image', 'text' and 'label' (POPE)",
-    }
-    reason = f" ({error})" if isinstance(error, ValueError) else ""
-    return f"Question {number} of {path} is incomplete{reason}; it needs {fields[form]}."
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
