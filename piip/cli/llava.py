@@ -40,17 +40,17 @@ def load_answerer(model: str, device: str, bits: int | None = None) -> "Answerer
 
 
 def refuse(model: str, kind: str, options: dict[str, Any]) -> None:
-    """Complain about options that mean nothing for a kind of model.
+    """Complain about options that mean nothing for a kind of model or file.
 
     Args:
         model: Its name.
         kind: What it is, in words.
-        options: Values by name; those that are empty were not given.
+        options: Values by name; those that are None or False were not given.
 
     Raises:
         ConfigError: One was given.
     """
-    given = [name for name, value in options.items() if value]
+    given = [name for name, value in options.items() if value is not None and value is not False]
     if given:
         raise ConfigError(f"{model} is {kind}, for which --{given[0]} means nothing; leave it out.")
 
@@ -94,6 +94,8 @@ def answer_about(
         if targets and answer:
             answerer.explain(picture, prompt, answer).plot(targets[number])
             drawn = f" -> {targets[number]}"
+        elif targets:
+            drawn = "(no answer, so that there is nothing to draw)"
         size = {"height": picture.height, "width": picture.width}
         answers.append({"id": number, "file_name": str(path)} | size | {"prompt": prompt, "answer": answer})
         console().print(f"{path}: {answer}{drawn}", markup=False, emoji=False)
@@ -120,7 +122,7 @@ def evaluate_answers(
         given: ``instruction``, ``max_new_tokens`` and ``batch_size``, those that are not to be as in the run.
 
     Raises:
-        ConfigError: No data is named, and the model is no run of training.
+        ConfigError: No data is named, and the model is no run of training; or an option has no effect on the data.
         DataError: The data or an image cannot be read.
         PiipError: The results cannot be written.
     """
@@ -138,9 +140,12 @@ def evaluate_answers(
         data = find_file(recipe.data.folder, recipe.data.val)
         images = images or _images_of(recipe)
     target = out or (Path(model) if Path(model).is_dir() else Path()) / f"eval_{data.stem}.json"
+    conversations = holds_conversations(data)
+    if conversations:
+        refuse(str(data), "a file of conversations", {**given, "batch_size": None})
     _require_writable(target)  # before the work, not after it
     answerer = load_answerer(model, device)
-    if holds_conversations(data):
+    if conversations:
         scores, left_out = _read_conversations(answerer, data, images, recipe, given.get("batch_size", 1))
         settings: dict[str, Any] = {"form": "conversations"}
     else:

@@ -89,6 +89,15 @@ def test_predict_draws_where_answers_came_from(folder, images, tmp_path, capsys)
     assert len(json.loads((tmp_path / "predictions.json").read_text())["images"]) == 2
 
 
+def test_predict_says_where_there_is_nothing_to_draw(folder, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Answerer, "answer", lambda *_: "")
+    words = ["predict", images / "a.png", "--model", folder, "--prompt", "?", "--explain", "true"]
+    assert main([*map(str, words), "--out", str(tmp_path / "out")]) == 0
+    shown = f"{images / 'a.png'}: (no answer, so that there is nothing to draw)"
+    assert capsys.readouterr().out.splitlines() == [shown]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
+
+
 def test_predict_leaves_no_half_of_its_drawings(folder, images, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"no image")
     words = ["predict", images / "a.png", tmp_path / "broken.png", "--model", folder, "--prompt", "What?"]
@@ -151,6 +160,10 @@ def test_eval_of_conversations_leaves_out_what_cannot_be_used(folder, images, ca
     for name, samples in (("all", [good, damaged, good]), ("good", [good, good])):
         write_samples(images / f"{name}.json", samples)
     (images / "b.png").write_bytes(b"no image")
+    words = ["eval", str(folder), "--data", str(images / "all.json")]
+    for option, value in (("instruction", ""), ("instruction", "Be brief."), ("max_new_tokens", "3")):
+        complaint = fails([*words, f"--{option}", value], capsys)
+        assert f"all.json is a file of conversations, for which --{option} means nothing" in complaint
     words = ["eval", str(folder), "--batch_size", "2", "--data"]
     assert main([*words, str(images / "all.json"), "--out", str(images / "1.json")]) == 0
     assert "all.json: of 3 samples seen, 1 left out, as an image cannot be read" in capsys.readouterr().err
