@@ -93,6 +93,17 @@ def test_an_evaluation_that_fails_costs_no_epoch(tmp_path, epoch, changes):
     assert_same_folders(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_an_evaluation_that_failed_is_repeated_even_if_there_would_be_none_now(tmp_path):
+    with pytest.raises(PiipError, match="no more"):
+        run(tmp_path, Unmeasurable(toy_recipe()))
+    resumed = run(tmp_path, ToyModule(toy_recipe(eval_every=2)), resume=True)
+    assert len(resumed.seen) == 2 * 7  # a step an image, none of the first epoch
+    measured = [
+        row["epoch"] for row in RunFolder(tmp_path).read_metrics() if row.get("val/value") is not None
+    ]
+    assert measured == [1, 2, 3]
+
+
 def test_resuming_at_the_end_of_an_epoch_with_loader_processes(tmp_path):
     whole = run(tmp_path / "whole", ToyModule(toy_recipe()), workers=1)
     short = toy_recipe(epochs=2)
