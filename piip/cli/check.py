@@ -24,7 +24,7 @@ def check_data(
 
     Args:
         folder: A COCO, Roboflow or YOLO folder, a COCO json or a data.yaml; for other tasks images with masks, a
-            folder per class, or a json of conversations.
+            folder per class, or a json of conversations or questions.
         task: What it is for; by default recognised from the folder, as detection where more than one is possible.
         read_images: Decode every image to find damaged ones; otherwise only headers are read.
         images: Multimodal only: folder of the images, where they are not beside the conversations.

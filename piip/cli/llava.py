@@ -40,17 +40,17 @@ def load_answerer(model: str, device: str, bits: int | None = None) -> "Answerer
 
 
 def refuse(model: str, kind: str, options: dict[str, Any]) -> None:
-    """Complain about options that mean nothing for a kind of model.
+    """Complain about options that mean nothing for a kind of model or file.
 
     Args:
         model: Its name.
         kind: What it is, in words.
-        options: Values by name; those that are empty were not given.
+        options: Values by name; those that are None or False were not given.
 
     Raises:
         ConfigError: One was given.
     """
-    given = [name for name, value in options.items() if value]
+    given = [name for name, value in options.items() if value is not None and value is not False]
     if given:
         raise ConfigError(f"{model} is {kind}, for which --{given[0]} means nothing; leave it out.")
 
@@ -94,6 +94,8 @@ def answer_about(
         if targets and answer:
             answerer.explain(picture, prompt, answer).plot(targets[number])
             drawn = f" -> {targets[number]}"
+        elif targets:
+            drawn = "(no answer, so that there is nothing to draw)"
         size = {"height": picture.height, "width": picture.width}
         answers.append({"id": number, "file_name": str(path)} | size | {"prompt": prompt, "answer": answer})
         console().print(f"{path}: {answer}{drawn}", markup=False, emoji=False)
@@ -120,7 +122,7 @@ def evaluate_answers(
         given: ``instruction``, ``max_new_tokens`` and ``batch_size``, those that are not to be as in the run.
 
     Raises:
-        ConfigError: No data is named, and the model is no run of training.
+        ConfigError: No data is named, and the model is no run of training; or an option has no effect on the data.
         DataError: The data or an image cannot be read.
         PiipError: The results cannot be written.
     """
@@ -138,10 +140,13 @@ def evaluate_answers(
         data = find_file(recipe.data.folder, recipe.data.val)
         images = images or _images_of(recipe)
     target = out or (Path(model) if Path(model).is_dir() else Path()) / f"eval_{data.stem}.json"
+    conversations = holds_conversations(data)
+    if conversations:
+        refuse(str(data), "a file of conversations", {**given, "batch_size": None})
     _require_writable(target)  # before the work, not after it
     answerer = load_answerer(model, device)
-    if holds_conversations(data):
-        scores = _read_conversations(answerer, data, images, recipe, given.get("batch_size", 1))
+    if conversations:
+        scores, left_out = _read_conversations(answerer, data, images, recipe, given.get("batch_size", 1))
         settings: dict[str, Any] = {"form": "conversations"}
     else:
         defaults = {
@@ -152,8 +157,9 @@ def evaluate_answers(
         settings = defaults | given
         form, scores, records = _ask_questions(answerer, data, images, settings)
         settings = {"form": form} | settings
+        left_out = sum("left_out" in record for record in records)
         write_json(target.with_name(f"{target.stem}_answers.json"), records)
-    write_json(target, {"data": str(data)} | settings | {"scores": scores})
+    write_json(target, {"data": str(data)} | settings | {"left_out": left_out, "scores": scores})
     rows = [[name, _shown(name, value)] for name, value in scores.items()]
     table(f"{model} on {data} ({settings['form']})", ["metric", "value"], rows)
     console().print(f"scores: {target}", markup=False, emoji=False)
@@ -174,7 +180,8 @@ def _ask_questions(
 
 def _read_conversations(
     answerer: "Answerer", data: Path, images: Path | None, recipe: TrainRecipe, batch_size: int
-) -> dict[str, float]:
+) -> tuple[dict[str, float], int]:
+    """Return the scores of conversations, and how many were left out."""
     from piip.data.conversations import ConversationFile
     from piip.llava.answers import PLAIN_TEMPLATE
     from piip.llava.dataset import ConversationCollator, ConversationDataset
@@ -182,10 +189,13 @@ def _read_conversations(
 
     settings, processor = recipe.language, answerer.processor
     template = PLAIN_TEMPLATE if settings.captions else None
-    dataset = ConversationDataset(ConversationFile(data, images), processor, settings.max_length, template)
+    found = ConversationFile(data, images)
+    dataset = ConversationDataset(found, processor, settings.max_length, template, replace=False)
     collate = ConversationCollator(processor.tokenizer.pad_token_id)
     counted = count_conversations(answerer.model, dataset, collate, batch_size)
-    return answer_scores(tracked(counted, -(-len(dataset) // batch_size), "reading"))
+    scores = answer_scores(tracked(counted, -(-len(dataset) // batch_size), "reading"))
+    dataset.warn_of_losses()
+    return scores, dataset.unusable
 
 
 def _images_of(recipe: TrainRecipe) -> Path:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from piip.data.check_labels import compare_splits, in_threads
-from piip.data.conversation_layout import find_conversations, image_folder
+from piip.data.check_questions import check_questions
+from piip.data.conversation_layout import find_conversations, find_questions, image_folder
 from piip.data.conversations import Conversation, parse_conversation, sample_name
 from piip.data.images import ImageFileError, read_size
 from piip.data.json_stream import stream_entries
-from piip.data.report import CheckReport, ConversationStatistics, Findings
+from piip.data.report import CheckReport, ConversationStatistics, Findings, QuestionStatistics
 from piip.errors import DataError
 
 _LONG = 1500  # words: about the 2048 tokens that the released models were trained with
@@ -21,19 +22,21 @@ _LONG = 1500  # words: about the 2048 tokens that the released models were train
 def check_multimodal(
     path: str | Path, *, images: str | Path | None = None, read_images: bool = True
 ) -> CheckReport:
-    """Check conversations about images and measure their lengths.
+    """Check conversations about images and measure their lengths; check questions about images, too.
 
     Args:
-        path: A json of LLaVA's form, or a folder of such files.
+        path: A json of LLaVA's form, a file of questions as POPE or TextVQA have them, or a folder of such files.
         images: Folder of the images; by default found beside each file.
         read_images: Decode every image to find truncated ones; otherwise only headers are read.
 
     Raises:
         DataError: There are no conversations, or ``images`` is no folder.
     """
-    files = find_conversations(path)
+    questions = find_questions(path)
+    files = {} if questions and Path(path).is_file() else find_conversations(path)
     findings = Findings()
-    statistics, shown = {}, {}
+    statistics: dict[str, ConversationStatistics | QuestionStatistics] = {}
+    shown = {}
     for split, file in files.items():
         check = _FileCheck(split, findings)
         try:
@@ -44,7 +47,10 @@ def check_multimodal(
         folder = image_folder(file, check.images, images) or file.parent
         shown[split] = [folder / name for name in check.images]
         in_threads(partial(_check_image, split, findings, read_images), shown[split])
-    compare_splits(findings, shown)
+    for split, file in questions.items():
+        statistics[split], asked_about = check_questions(split, file, images, findings)
+        in_threads(partial(_check_image, split, findings, read_images), asked_about)
+    compare_splits(findings, shown)  # questions may well be about images that are talked about
     return CheckReport("conversations", Path(path), statistics, findings.problems())
 
 

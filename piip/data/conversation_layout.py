@@ -1,9 +1,10 @@
 """Where files of conversations and their images are."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
+from piip.data.questions import holds_questions
 from piip.errors import DataError
 
 TRIED = 20
@@ -62,14 +63,22 @@ def find_conversations(path: str | Path) -> dict[str, Path]:
     path = Path(path)
     if not path.is_dir():
         return {path.stem: path}
-    found = {
-        str(file.relative_to(path).with_suffix("")): file
-        for file in _candidates(path)
-        if holds_conversations(file)
-    }
+    found = _named(path, holds_conversations)
     if not found:
         raise DataError(f"No conversations were found in {path}; give a json list of LLaVA's form.")
     return found
+
+
+def find_questions(path: str | Path) -> dict[str, Path]:
+    """Return the files of questions in a folder and the folders in it, or the one given; there may be none."""
+    path = Path(path)
+    if path.is_dir():
+        return _named(path, holds_questions)
+    return {path.stem: path} if holds_questions(path) else {}
+
+
+def _named(folder: Path, fits: Callable[[Path], bool]) -> dict[str, Path]:
+    return {str(file.relative_to(folder).with_suffix("")): file for file in _candidates(folder) if fits(file)}
 
 
 def _candidates(folder: Path) -> list[Path]:

@@ -125,6 +125,25 @@ class ConversationStatistics:
 
 
 @dataclass(frozen=True)
+class QuestionStatistics:
+    """Numbers of one file of questions.
+
+    Attributes:
+        form: What its entries are like.
+        questions: Questions that can be asked.
+        images: Different images.
+    """
+
+    form: Literal["pope", "textvqa"]
+    questions: int
+    images: int
+
+    def lines(self, split: str) -> list[str]:
+        """Return the numbers as text."""
+        return [f"{split}: {self.questions} questions ({self.form}) about {self.images} images"]
+
+
+@dataclass(frozen=True)
 class CheckReport:
     """Result of checking a data set.
 
@@ -137,7 +156,7 @@ class CheckReport:
 
     layout: str
     folder: Path
-    splits: Mapping[str, SplitStatistics | LabelStatistics | ConversationStatistics]
+    splits: Mapping[str, SplitStatistics | LabelStatistics | ConversationStatistics | QuestionStatistics]
     problems: tuple[Problem, ...]
 
     @property

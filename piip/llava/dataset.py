@@ -51,13 +51,15 @@ class ConversationDataset(Dataset[Item]):
     (N, 2). Labels are `IGNORED` but for the tokens of answers with their ends of sequence.
 
     A sample longer than ``max_length`` is cut. One whose cut would go through an image or leave no answer, or whose
-    image cannot be read, is replaced by the next good one: every run makes the same replacements.
+    image cannot be read, is replaced by the next good one: every run makes the same replacements. For scores it is
+    left out instead: its item is empty.
 
     Args:
         conversations: What is said, and where the images are.
         processor: A `PiipLlavaProcessor` or another one of LLaVA's kind, with a fast tokenizer.
         max_length: Tokens of a sample, those of images included.
         chat_template: Another template than the processor's, such as `PLAIN_TEMPLATE`.
+        replace: Whether samples that cannot be used are replaced, not left out.
 
     Attributes:
         lengths: ``(len(self),)`` estimated tokens of every sample, to group them by.
@@ -74,6 +76,7 @@ class ConversationDataset(Dataset[Item]):
         processor: Any,
         max_length: int = 2048,
         chat_template: str | None = None,
+        replace: bool = True,
     ) -> None:
         template = chat_template or template_of(processor)
         if not getattr(processor.tokenizer, "is_fast", False) or not template or max_length < 1:
@@ -85,6 +88,7 @@ class ConversationDataset(Dataset[Item]):
         self.conversations = conversations
         self.processor = processor
         self.max_length = max_length
+        self.replace = replace
         self._finder = AnswerFinder(template, processor.tokenizer, processor.image_token)
         _, replacements = self._prepare([Image.new("RGB", (8, 8))])
         in_image = replacements[0].count(processor.image_token)
@@ -97,7 +101,9 @@ class ConversationDataset(Dataset[Item]):
         return len(self.conversations)
 
     def __getitem__(self, key: int | Key) -> Item:
-        """Return an item, or the next good one; of a key (epoch, index) only the index matters.
+        """Return an item; of a key (epoch, index) only the index matters.
+
+        One that cannot be used is the next good one, or empty where nothing is to be replaced.
 
         Raises:
             DataError: A hundred samples in a row cannot be used.
@@ -105,6 +111,8 @@ class ConversationDataset(Dataset[Item]):
         first = key[1] if isinstance(key, tuple) else key
         if not 0 <= first < len(self):
             raise IndexError(f"sample {first} of {len(self)}")
+        if not self.replace:
+            return self._item_or_none(first) or {}
         for index in range(first, first + min(_PATIENCE, len(self))):
             item = self._item_or_none(index % len(self))
             if item is not None:
@@ -121,7 +129,8 @@ class ConversationDataset(Dataset[Item]):
             item, fate = self._read(index)
         except ImageFileError as error:
             item, fate = None, Fate.UNREADABLE
-            warnings.warn(f"{error} Sample {index} is replaced by the next good one.", stacklevel=3)
+            mend = "replaced by the next good one" if self.replace else "left out"
+            warnings.warn(f"{error} Sample {index} is {mend}.", stacklevel=3)
         self.fates[index] = fate
         return item
 
@@ -178,18 +187,24 @@ class ConversationDataset(Dataset[Item]):
         return cut
 
     def losses(self) -> str:
-        """Return how many samples were cut or replaced so far, empty where all were whole."""
+        """Return how many samples were cut, replaced or left out so far, empty where all were whole."""
         found = torch.bincount(self.fates.long(), minlength=len(Fate)).tolist()
+        mended = "replaced" if self.replace else "left out"
         named = {
             Fate.CUT: f"cut to {self.max_length} tokens",
-            Fate.TOO_LONG: "replaced, as a cut would leave no answer or half an image",
-            Fate.UNREADABLE: "replaced, as an image cannot be read",
+            Fate.TOO_LONG: f"{mended}, as a cut would leave no answer or half an image",
+            Fate.UNREADABLE: f"{mended}, as an image cannot be read",
         }
         parts = [f"{found[fate]} {what}" for fate, what in named.items() if found[fate]]
         return f"of {sum(found[1:])} samples seen, {'; '.join(parts)}" if parts else ""
 
+    @property
+    def unusable(self) -> int:
+        """Samples so far that could not be used: replaced or left out."""
+        return int((self.fates > Fate.CUT).sum())
+
     def warn_of_losses(self) -> None:
-        """Warn once of everything that was cut or replaced; for the end of an epoch or a run."""
+        """Warn once of everything that was cut, replaced or left out; for the end of an epoch or a run."""
         if losses := self.losses():
             warnings.warn(f"{self.conversations.path}: {losses}.", stacklevel=2)
 
@@ -200,7 +215,8 @@ class ConversationCollator:
     The batch has ``input_ids``, ``attention_mask`` and ``labels`` (B, L), and the images of all samples in order as
     ``pixel_values`` (N, 3, S, S), absent where no sample has one: `PiipLlavaModel` then sees an empty image while
     it is trained, so that every process of a distributed run does the same. Images of several sizes are filled up
-    at the bottom and right, with their ``image_sizes`` (N, 2).
+    at the bottom and right, with their ``image_sizes`` (N, 2). Empty items are left out; the batch of nothing else
+    is empty.
 
     Args:
         pad_token_id: What fills short samples; any token will do, as it is neither attended to nor learnt.
@@ -211,6 +227,9 @@ class ConversationCollator:
 
     def __call__(self, items: Sequence[Item]) -> Item:
         """Return a batch of items."""
+        items = [item for item in items if item]
+        if not items:
+            return {}
         tokens = [item["input_ids"] for item in items]
         shown = [item for item in items if "pixel_values" in item]
         batch = {

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from piip.errors import DataError
 from piip.llava.dataset import ConversationCollator, ConversationDataset
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 
@@ -28,6 +29,8 @@ class AnswerCount(NamedTuple):
 @torch.inference_mode()
 def count_answers(model: PiipLlavaForConditionalGeneration, batch: Mapping[str, Tensor]) -> AnswerCount:
     """Return what a model thinks of the answers of a batch (of `ConversationCollator`), each after true tokens."""
+    if not batch:
+        return AnswerCount(0.0, 0, 0)
     logits, labels = model.answer_logits(**batch)
     loss = F.cross_entropy(logits, labels, reduction="sum")
     return AnswerCount(float(loss), int((logits.argmax(-1) == labels).sum()), len(labels))
@@ -47,9 +50,18 @@ def count_conversations(
 
 
 def answer_scores(counts: Iterable[AnswerCount]) -> dict[str, float]:
-    """Return the mean loss of a token, the share of right tokens, and the number of tokens."""
+    """Return the mean loss of a token, the share of right tokens, and the number of tokens.
+
+    Raises:
+        DataError: There is no token.
+    """
     parts: Sequence[AnswerCount] = list(counts)
     tokens = sum(part.tokens for part in parts)
+    if not tokens:
+        raise DataError(
+            "No conversation can be used, so that nothing was measured; run piip check-data --task multimodal on "
+            "the file, or raise max_length."
+        )
     return {
         "loss": sum(part.loss for part in parts) / tokens,
         "accuracy": sum(part.right for part in parts) / tokens,

@@ -1,17 +1,17 @@
 """Questions about images in files, in the forms of POPE and of TextVQA, and what came of asking them."""
 
-import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from piip.data.questions import FEWEST_ANSWERS, Form, form_of, parse_question, read_records
 from piip.errors import ConfigError, DataError
 from piip.llava.answering import MAX_NEW_TOKENS, Answerer, Turn, as_pictures
-from piip.llava.scoring import FEWEST_ANSWERS, exact_match, pope_scores, says_yes, soft_accuracy, vqa_scores
+from piip.llava.scoring import exact_match, pope_scores, says_yes, soft_accuracy, vqa_scores
 
-Form = Literal["pope", "textvqa"]
-_LABELS = {"yes": True, "no": False}
+_NAMED = 3  # questions in a warning
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,21 @@ class Question:
         return soft_accuracy(answer, self.truth)
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """What a question gets in place of an answer if it cannot be asked.
+
+    Attributes:
+        reason: What is wrong with it, and the mend.
+    """
+
+    reason: str
+
+
 def read_questions(path: str | Path, images: str | Path | None = None) -> tuple[Form, list[Question]]:
     """Return the form and the questions of a file.
 
-    A .jsonl file has one JSON object a line; any other is a JSON list, or an object with the list under ``data``.
+    The file has one JSON object a line, a JSON list, or an object with the list under ``data``, whatever its name.
     Every object has ``question_id`` (default: its place, from 1) and
 
     - in POPE's form ``image``, a file name, ``text``, the question, and ``label``, ``yes`` or ``no``;
@@ -57,15 +68,16 @@ def read_questions(path: str | Path, images: str | Path | None = None) -> tuple[
         DataError: The file cannot be read, is of neither form, or an image is missing.
     """
     path = Path(path)
-    records = _read_records(path)
-    form: Form = "pope" if isinstance(records[0], dict) and "label" in records[0] else "textvqa"
+    records = read_records(path)
+    form = form_of(records)
     folder = path.parent if images is None else Path(images)
     questions = []
     for number, record in enumerate(records, start=1):
         try:
-            questions.append(_question(form, record, number, folder))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(_complaint(form, path, number, error)) from error
+            asked = parse_question(form, record, number)
+        except DataError as error:
+            raise DataError(f"Question {number} of {path} {error}") from error
+        questions.append(Question(asked.id, folder / asked.image, asked.text, asked.truth))
     missing = [question.image for question in questions if not question.image.is_file()]
     if missing:
         raise DataError(
@@ -81,8 +93,10 @@ def answer_questions(
     instruction: str = "",
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = 1,
-) -> Iterator[str]:
+) -> Iterator[str | LeftOut]:
     """Yield the answer to each question, as soon as it is there.
+
+    A question whose image cannot be read, or which is too long for the model, is left out; it ends nothing.
 
     Args:
         answerer: Who is asked.
@@ -92,84 +106,61 @@ def answer_questions(
         batch_size: Questions answered at once.
 
     Raises:
-        DataError: An image cannot be read.
-        ConfigError: ``batch_size`` or ``max_new_tokens`` is not above 0, or a question is too long for the model.
+        ConfigError: ``batch_size`` or ``max_new_tokens`` is not above 0.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; give a number above 0.")
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; give a number above 0.")
     for start in range(0, len(questions), batch_size):
-        group = questions[start : start + batch_size]
-        texts = ["\n".join(filter(None, [question.text, instruction])) for question in group]
-        pairs = zip(texts, group, strict=True)
-        asked = [[Turn("user", text, as_pictures(question.image))] for text, question in pairs]
-        yield from answerer.answer_all(asked, max_new_tokens)
+        yield from _answer_group(answerer, questions[start : start + batch_size], instruction, max_new_tokens)
 
 
-def score(form: Form, questions: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:
-    """Return the scores of all answers, `pope_scores` or `vqa_scores`."""
-    pairs: Any = [(answer, question.truth) for question, answer in zip(questions, answers, strict=True)]
+def _answer_group(
+    answerer: Answerer, group: Sequence[Question], instruction: str, max_new_tokens: int
+) -> list[str | LeftOut]:
+    """Return the answers to questions asked at once, or one by one where that cannot be done."""
+    try:
+        return [*answerer.answer_all([_asked(question, instruction) for question in group], max_new_tokens)]
+    except (DataError, ConfigError) as error:
+        if len(group) == 1:
+            return [LeftOut(str(error))]
+    alone = (_answer_group(answerer, [question], instruction, max_new_tokens) for question in group)
+    return [answer for (answer,) in alone]
+
+
+def _asked(question: Question, instruction: str) -> list[Turn]:
+    text = "\n".join(filter(None, [question.text, instruction]))
+    return [Turn("user", text, as_pictures(question.image))]
+
+
+def score(form: Form, questions: Sequence[Question], answers: Sequence[str | LeftOut]) -> dict[str, float]:
+    """Return the scores of all answers, `pope_scores` or `vqa_scores`; a warning names questions left out.
+
+    Raises:
+        DataError: Every question was left out, or there is none.
+    """
+    pairs: Any = []
+    without: list[tuple[Question, LeftOut]] = []
+    for question, answer in zip(questions, answers, strict=True):
+        if isinstance(answer, LeftOut):
+            without.append((question, answer))
+        else:
+            pairs.append((answer, question.truth))
+    if without and not pairs:
+        raise DataError(f"None of {len(without)} questions can be asked. {without[0][1].reason}")
+    if without:
+        named = ", ".join(f"{question.id} ({out.reason.rstrip('.')})" for question, out in without[:_NAMED])
+        more = f" and {len(without) - _NAMED} more" if without[_NAMED:] else ""
+        warnings.warn(
+            f"{len(without)} of {len(questions)} questions are left out of the scores: {named}{more}.",
+            stacklevel=2,
+        )
     return pope_scores(pairs) if form == "pope" else vqa_scores(pairs)
 
 
-def record_of(question: Question, answer: str) -> dict[str, Any]:
-    """Return a question, its answer, and how right that is (0 to 1), as JSON-ready values."""
-    return {
-        "question_id": question.id,
-        "image": str(question.image),
-        "question": question.text,
-        "answer": answer,
-        "score": question.right(answer),
-    }
-
-
-def _read_records(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The questions {path} cannot be read ({_reason(error)}); check the path.") from error
-    try:
-        if path.suffix == ".jsonl":
-            content: Any = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            content = json.loads(text)
-    except ValueError as error:
-        kind = "one JSON object a line" if path.suffix == ".jsonl" else "JSON"
-        raise DataError(f"{path} is not {kind} ({error}); mend the file.") from error
-    if isinstance(content, dict):
-        content = content.get("data")
-    if not isinstance(content, list) or not content:
-        raise DataError(
-            f"{path} holds no questions; give a list of them, or an object with one under 'data'."
-        )
-    return content
-
-
-def _question(form: Form, record: Any, number: int, folder: Path) -> Question:
-    name = record["image"] if "image" in record else f"{record['image_id']}.jpg"
-    identity, image = record.get("question_id", number), folder / name
-    if form == "pope":
-        return Question(identity, image, _text(record["text"]), _LABELS[str(record["label"]).strip().lower()])
-    answers = tuple(str(a["answer"] if isinstance(a, dict) else a) for a in record["answers"])
-    if len(answers) < FEWEST_ANSWERS or isinstance(record["answers"], str):
-        raise ValueError(f"fewer than {FEWEST_ANSWERS} answers")
-    return Question(identity, image, _text(record["question"]), answers)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no question")
-    return value
-
-
-def _complaint(form: Form, path: Path, number: int, error: Exception) -> str:
-    fields = {
-        "pope": "'image', 'text' and 'label', yes or no (POPE)",
-        "textvqa": "'image', 'question' and 'answers', ten as a rule (TextVQA), "
-        "or 'image', 'text' and 'label' (POPE)",
-    }
-    reason = f" ({error})" if isinstance(error, ValueError) else ""
-    return f"Question {number} of {path} is incomplete{reason}; it needs {fields[form]}."
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
+def record_of(question: Question, answer: str | LeftOut) -> dict[str, Any]:
+    """Return a question, its answer, and how right that is (0 to 1), or why it was left out, JSON-ready."""
+    asked = {"question_id": question.id, "image": str(question.image), "question": question.text}
+    if isinstance(answer, LeftOut):
+        return asked | {"left_out": answer.reason}
+    return asked | {"answer": answer, "score": question.right(answer)}

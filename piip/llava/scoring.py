@@ -6,10 +6,9 @@ Nothing here needs a model: answers of any program can be scored.
 import re
 from collections.abc import Iterable, Sequence
 
+from piip.data.questions import FEWEST_ANSWERS
 from piip.errors import DataError
 
-FEWEST_ANSWERS = 4
-"""With fewer answers of people, not even an answer on which all agree would score 1."""
 _AGREEING = 3
 _NO = frozenset({"no", "not"})
 _YES = frozenset({"yes"})

@@ -59,6 +59,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt`` after every epoch and ``best.ckpt`` with ``results.json`` of the best evaluation.
 
+    ``last.ckpt`` is also kept before every evaluation: one that fails costs no epoch, and is what a resumed run
+    begins with.
+
     Ctrl-C (SIGINT) and SIGTERM are answered after the running optimiser step, when ``last.ckpt`` can be exact; a
     second Ctrl-C stops at once.
 
@@ -103,6 +106,18 @@ class Checkpoints(Checkpoint):
                 f"stopped by Ctrl-C after step {trainer.global_step}; continue with --out {self.folder.path} "
                 "--resume"
             )
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the state before it is evaluated."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        # Lightning evaluates when it resumes only what was stopped within a batch of the evaluation.
+        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+        progress.reset()
+        progress.increment_ready()
+        progress.increment_started()
+        self._keep_last(trainer)
+        progress.reset()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the weights if they are the best."""

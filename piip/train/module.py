@@ -65,13 +65,19 @@ class TrainingModule(L.LightningModule):
         """Return the metrics of the last evaluation in a few words, for the progress report."""
         return f"metric {self.metric:.3f}"
 
+    def on_train_start(self) -> None:
+        """Evaluate what a resumed run begins with, if it was stopped there, however often it evaluates now."""
+        if self.trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation:
+            self.trainer.check_val_every_n_epoch = 1
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the random numbers of this step."""
         entropy = (self.recipe.trainer.seed, self.current_epoch, batch_idx, self.global_rank)
         seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
         torch.manual_seed(int(seed))
-        if self.current_epoch + 1 == self.recipe.trainer.epochs:  # the last epoch is always evaluated
-            self.trainer.check_val_every_n_epoch = 1
+        settings = self.recipe.trainer
+        last = self.current_epoch + 1 == settings.epochs  # is always evaluated
+        self.trainer.check_val_every_n_epoch = 1 if last else settings.eval_every
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch.

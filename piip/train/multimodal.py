@@ -1,5 +1,6 @@
 """Training a PIIP-LLaVA: projectors alone, everything, or the language model by LoRA (SPEC 9, 16.4)."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ from piip.llava.likelihood import AnswerCount, answer_scores, count_answers
 from piip.llava.loading import load_processor, save_llava
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 from piip.llava.processing import CHAT_TEMPLATE, PiipLlavaProcessor
-from piip.llava.questions import Question, answer_questions, read_questions, score
+from piip.llava.questions import LeftOut, Question, answer_questions, read_questions, score
 from piip.meta import on_meta
 from piip.network import PIIP
 from piip.train.building import network_config
@@ -136,7 +137,7 @@ class MultimodalData(TaskData):
         self.train_set = self._conversations(train)
         self.form: str | None = None
         if holds_conversations(val):
-            self.val_set = self._conversations(val)
+            self.val_set = self._conversations(val, replace=False)
             return
         images = data.images or self.train_set.conversations.folder
         self.form, questions = read_questions(val, images)
@@ -155,11 +156,17 @@ class MultimodalData(TaskData):
             found.append(Question(index, image, asked.replace(IMAGE_MARK, "").strip(), (truth,)))
         return found
 
-    def _conversations(self, path: Path) -> ConversationDataset:
+    def warn_of_losses(self) -> None:
+        """Say once which conversations were cut, replaced or left out."""
+        for dataset in (self.train_set, self.val_set):
+            if isinstance(dataset, ConversationDataset):
+                dataset.warn_of_losses()
+
+    def _conversations(self, path: Path, replace: bool = True) -> ConversationDataset:
         settings = self.recipe.language
         template = PLAIN_TEMPLATE if settings.captions else None
         found = ConversationFile(path, self.recipe.data.images)
-        return ConversationDataset(found, self.processor, settings.max_length, template)
+        return ConversationDataset(found, self.processor, settings.max_length, template, replace)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -226,8 +233,7 @@ class MultimodalModule(TrainingModule):
             scores = answer_scores(AnswerCount(*count) for count in evaluated)
             metric = -scores["loss"]
         else:
-            questions, answers = zip(*evaluated, strict=True)
-            scores = score(form, questions, answers)
+            scores = score(form, *zip(*evaluated, strict=True))
             metric = scores["accuracy"]
         numbers = {f"val/{name}": value for name, value in scores.items() if name not in _COUNTS}
         return {"answers": scores}, numbers, metric
@@ -240,8 +246,8 @@ class MultimodalModule(TrainingModule):
         return f"accuracy {100 * scores['accuracy']:.1f} % of {scores['questions']} questions"
 
     def on_train_epoch_end(self) -> None:
-        """Say once what was cut or replaced."""
-        self._data.train_set.warn_of_losses()
+        """Say once what was cut, replaced or left out."""
+        self._data.warn_of_losses()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what is not learnt: of a first stage, all but 20 of 7,000 million parameters."""
@@ -322,16 +328,22 @@ class MultimodalTask(Task):
 
     @staticmethod
     def draw_samples(model: nn.Module, data: TaskData, folder: Path, count: int) -> None:
-        """Draw a few validation images with the question, the answer and what is true."""
+        """Draw a few validation images with the question, the answer and what is true.
+
+        Those that cannot be asked about are left out with a warning: the run is finished.
+        """
         assert isinstance(model, PiipLlavaForConditionalGeneration)
         assert isinstance(data, MultimodalData)
-        settings = data.recipe.language
-        answerer = Answerer(model, data.processor)
-        for number, question in enumerate(spread(data.questions(), count)):
-            (answer,) = answer_questions(
-                answerer, [question], settings.instruction if data.form else "", settings.max_new_tokens
-            )
-            draw_answer(question, answer, folder / f"{number}_{question.image.stem}.png")
+        settings, chosen = data.recipe.language, spread(data.questions(), count)
+        instruction = settings.instruction if data.form else ""
+        asked = answer_questions(
+            Answerer(model, data.processor), chosen, instruction, settings.max_new_tokens
+        )
+        for number, (question, answer) in enumerate(zip(chosen, asked, strict=True)):
+            if isinstance(answer, LeftOut):
+                warnings.warn(f"A sample is not drawn, question {question.id}: {answer.reason}", stacklevel=2)
+            else:
+                draw_answer(question, answer, folder / f"{number}_{question.image.stem}.png")
 
 
 def _language_dtype(recipe: TrainRecipe) -> torch.dtype:

@@ -10,6 +10,8 @@ pytest.importorskip("transformers")
 from piip.cli import chat, main
 from piip.llava import Answerer, Chat
 from tests.cli.test_augmented import classes
+from tests.data.test_conversations import sample
+from tests.data.test_conversations import write as write_samples
 from tests.llava.test_questions import POPE, TEXTVQA, write
 from tests.llava.tiny import WORDY, save
 
@@ -87,6 +89,15 @@ def test_predict_draws_where_answers_came_from(folder, images, tmp_path, capsys)
     assert len(json.loads((tmp_path / "predictions.json").read_text())["images"]) == 2
 
 
+def test_predict_says_where_there_is_nothing_to_draw(folder, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Answerer, "answer", lambda *_: "")
+    words = ["predict", images / "a.png", "--model", folder, "--prompt", "?", "--explain", "true"]
+    assert main([*map(str, words), "--out", str(tmp_path / "out")]) == 0
+    shown = f"{images / 'a.png'}: (no answer, so that there is nothing to draw)"
+    assert capsys.readouterr().out.splitlines() == [shown]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
+
+
 def test_predict_leaves_no_half_of_its_drawings(folder, images, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"no image")
     words = ["predict", images / "a.png", tmp_path / "broken.png", "--model", folder, "--prompt", "What?"]
@@ -119,11 +130,47 @@ def test_eval_in_the_form_of_pope(folder, answerer, images, capsys):
     assert "yes_ratio" in shown
     result = json.loads(out.read_text())
     settings = {"instruction": INSTRUCTION, "max_new_tokens": 6, "batch_size": 2}
-    assert result == {"data": str(data), "form": "pope"} | settings | {"scores": result["scores"]}
+    assert result == {"data": str(data), "form": "pope"} | settings | {
+        "left_out": 0,
+        "scores": result["scores"],
+    }
     records = json.loads((out.parent / "pope_answers.json").read_text())
     assert [record["question_id"] for record in records] == [5, 2]
     assert records[0]["answer"] == answerer.answer(images / "a.png", f"Is there a cat?\n{INSTRUCTION}", 6)
     assert result["scores"]["accuracy"] == sum(record["score"] for record in records) / 2
+
+
+def test_eval_leaves_out_what_cannot_be_asked(folder, images, capsys):
+    data, out = images / "questions.jsonl", images / "out.json"
+    (images / "b.png").write_bytes(b"no image")
+    words = ["eval", folder, "--data", data, "--batch_size", "2", "--max_new_tokens", "6", "--out", out]
+    assert main([*map(str, words)]) == 0
+    assert "warning: 1 of 2 questions are left out of the scores: 2 (Image" in capsys.readouterr().err
+    result = json.loads(out.read_text())
+    assert (result["left_out"], result["scores"]["questions"]) == (1, 1)
+    records = json.loads((images / "out_answers.json").read_text())
+    assert ["left_out" in record for record in records] == [False, True]
+    (images / "a.png").write_bytes(b"no image")
+    assert main([*map(str, words)]) == 2
+    assert "None of 2 questions can be asked. Image" in capsys.readouterr().err
+
+
+def test_eval_of_conversations_leaves_out_what_cannot_be_used(folder, images, capsys):
+    good, damaged = (sample("<image>\nWhat?", "A cat.", image=name) for name in ("a.png", "b.png"))
+    for name, samples in (("all", [good, damaged, good]), ("good", [good, good])):
+        write_samples(images / f"{name}.json", samples)
+    (images / "b.png").write_bytes(b"no image")
+    words = ["eval", str(folder), "--data", str(images / "all.json")]
+    for option, value in (("instruction", ""), ("instruction", "Be brief."), ("max_new_tokens", "3")):
+        complaint = fails([*words, f"--{option}", value], capsys)
+        assert f"all.json is a file of conversations, for which --{option} means nothing" in complaint
+    words = ["eval", str(folder), "--batch_size", "2", "--data"]
+    assert main([*words, str(images / "all.json"), "--out", str(images / "1.json")]) == 0
+    assert "all.json: of 3 samples seen, 1 left out, as an image cannot be read" in capsys.readouterr().err
+    assert main([*words, str(images / "good.json"), "--out", str(images / "2.json")]) == 0
+    one, two = (json.loads((images / f"{number}.json").read_text()) for number in (1, 2))
+    assert (one["left_out"], two["left_out"]) == (1, 0)
+    assert one["scores"] == pytest.approx(two["scores"], rel=1e-5)
 
 
 def test_eval_in_the_form_of_textvqa_writes_into_the_models_folder(folder, images):

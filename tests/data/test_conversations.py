@@ -236,5 +236,6 @@ def test_real_conversations(shared):
     folder = shared / "data/coco_tiny"
     report = check_multimodal(folder)
     assert not report.problems
-    assert [numbers.samples for numbers in report.splits.values()] == [50, 50]
+    assert [report.splits[f"vqa/llava_{split}"].samples for split in ("train", "val")] == [50, 50]
+    assert report.splits["vqa/pope_val"].questions == 212
     assert ConversationFile(folder / "vqa/llava_val.json").folder.resolve() == folder.resolve()

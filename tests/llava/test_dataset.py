@@ -21,6 +21,7 @@ from piip.errors import ConfigError, DataError
 from piip.llava import CHAT_TEMPLATE, PiipLlavaProcessor
 from piip.llava.answers import PLAIN_TEMPLATE, AnswerFinder
 from piip.llava.dataset import IGNORED, ConversationCollator, ConversationDataset, Fate
+from piip.llava.likelihood import AnswerCount, answer_scores, count_answers
 from piip.train.data import ResumableLoader
 from tests.data.builders import write_images
 from tests.data.test_conversations import sample, write
@@ -227,6 +228,26 @@ def test_damaged_images_are_reported_once_and_replaced(folder):
         assert text(data[3]) == text(data[2]), "after the last comes the first"
     assert len(told) == 2
     assert data.losses() == "of 4 samples seen, 3 replaced, as an image cannot be read"
+
+
+def test_for_scores_nothing_is_replaced(folder):
+    (folder / "b.png").write_bytes(b"no image")
+    data = dataset(folder, replace=False)
+    with pytest.warns(UserWarning, match=r"b\.png cannot be read .* Sample 1 is left out\."):
+        assert data[1] == {}
+    collate = ConversationCollator(0)
+    batch = collate([data[0], data[1], data[2]])
+    assert same_batch(batch, collate([data[0], data[2]]))
+    assert collate([data[1]]) == {}
+    assert count_answers(model(), {}) == (0, 0, 0)
+    assert data.unusable == 1
+    assert data.losses() == "of 3 samples seen, 1 left out, as an image cannot be read"
+    with pytest.raises(DataError, match="No conversation can be used"):
+        answer_scores([AnswerCount(0.0, 0, 0)])
+
+
+def same_batch(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_what_loader_processes_find_is_counted(folder):

@@ -1,5 +1,6 @@
 """Files of questions, and what a model of random weights makes of them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -49,7 +50,7 @@ def test_the_form_of_textvqa(tmp_path):
     ("change", "message"),
     [
         ({"label": "maybe"}, r"Question 2 of .*questions\.jsonl is incomplete; it needs 'image'.*\(POPE\)"),
-        ({"text": None}, r"Question 2 of .* \(None is no question\)"),
+        ({"text": None}, r"Question 2 of .* \(None is no text\)"),
         ({"image": "x.png"}, r"x\.png, which does not exist \(1 of 2 images are missing\).*--images"),
         ({"image": 3}, "Question 2"),
     ],
@@ -67,7 +68,8 @@ def test_questions_that_are_incomplete(change, message, tmp_path):
         ([{"image": "a.png", "question": "?", "answers": ["x"] * 3}], "fewer than 4 answers"),
         ([{"image": "a.png", "question": "?", "answers": "a cat"}], "fewer than 4 answers"),
         ([{"image": "a.png", "question": "?"}], "ten as a rule"),
-        (7, "holds no questions"),
+        ({"data": 7}, "holds no questions"),
+        (7, "Question 1"),
     ],
 )
 def test_files_that_are_no_questions(content, message, tmp_path):
@@ -76,11 +78,26 @@ def test_files_that_are_no_questions(content, message, tmp_path):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere\.jsonl cannot be read \(No such file"):
+    with pytest.raises(DataError, match=r"nowhere\.jsonl cannot be read, as there is no such file; check"):
         read_questions(tmp_path / "nowhere.jsonl")
     (tmp_path / "a.jsonl").write_text('{"image": 1}\n{"image"')
-    with pytest.raises(DataError, match="not one JSON object a line"):
+    with pytest.raises(DataError, match=r"a\.jsonl is not a readable json list \(behind byte 13"):
         read_questions(tmp_path / "a.jsonl")
+    (tmp_path / "empty.json").touch()
+    with pytest.raises(DataError, match=r"empty\.json holds no questions"):
+        read_questions(tmp_path / "empty.json")
+
+
+@pytest.mark.parametrize("name", ["coco_pope_random.json", "pope.jsonl"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_official_files_of_pope(tmp_path, name, count):
+    """One object a line under .json, line separators of Unicode within a text, and a mark of the byte order."""
+    expected = read_questions(write(tmp_path, POPE))[1][:count]
+    odd = "Is there\u2028a\u0085cat?"
+    lines = [json.dumps(line | {"text": odd}, ensure_ascii=False) for line in POPE[:count]]
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    form, questions = read_questions(tmp_path / name)
+    assert (form, questions) == ("pope", [dataclasses.replace(question, text=odd) for question in expected])
 
 
 def test_batches_change_no_answer_and_the_instruction_is_seen(tmp_path):
@@ -93,6 +110,31 @@ def test_batches_change_no_answer_and_the_instruction_is_seen(tmp_path):
         next(answer_questions(answerer, questions, batch_size=0))
     with pytest.raises(ConfigError, match="max_new_tokens is 0"):
         next(answer_questions(answerer, questions, max_new_tokens=0))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_what_cannot_be_asked_is_left_out(tmp_path, batch_size):
+    long = POPE[0] | {"question_id": "long", "text": "Is there? " * 200}
+    _, questions = read_questions(write(tmp_path, [*POPE, long, POPE[0]]))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    answerer = Answerer(model(), processor())
+    first, damaged, endless, last = answer_questions(answerer, questions, "", 8, batch_size)
+    assert first == last == answerer.answer(tmp_path / "a.png", "Is there a cat?", 8)
+    assert "b.png cannot be read" in damaged.reason
+    assert "the language model reads 1024" in endless.reason
+    answers = [first, damaged, endless, last]
+    words = (
+        r"2 of 4 questions are left out of the scores: 2 \(Image .*b\.png .*\), long \(The conv.*tokens\)\.$"
+    )
+    with pytest.warns(UserWarning, match=words):
+        assert score("pope", questions, answers) == score("pope", questions[::3], [first, last])
+    with pytest.warns(UserWarning, match=r"4 of 5 .* and 1 more\.$"):
+        score("pope", questions[:1] + questions[1:2] * 4, answers[:1] + answers[1:2] * 4)
+    with pytest.raises(DataError, match=r"None of 2 questions can be asked\. Image .*b\.png cannot be read"):
+        score("pope", questions[1:3], answers[1:3])
+    left_out = record_of(questions[1], damaged)
+    assert left_out["left_out"] == damaged.reason
+    assert not {"answer", "score"} & left_out.keys()
 
 
 def test_scores_and_records(tmp_path):

@@ -50,15 +50,58 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, changes):
     resumed = run(tmp_path / "parts", ToyModule(recipe), resume=True)
     assert len(resumed.seen) < len(whole.seen)
     assert resumed.seen == whole.seen[-len(resumed.seen) :]
+    assert_same_folders(tmp_path / "whole", tmp_path / "parts")
+
+
+def assert_same_folders(whole, parts):
+    """Compare last checkpoints, metrics and results, to the last bit."""
     one, two = (
-        AtomicCheckpointIO().load_checkpoint(tmp_path / name / "checkpoints/last.ckpt")
-        for name in ("whole", "parts")
+        AtomicCheckpointIO().load_checkpoint(folder / "checkpoints/last.ckpt") for folder in (whole, parts)
     )
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "current_model_state"):
         assert same(one.get(key), two.get(key)), key
-    read = [(tmp_path / name / "metrics.csv").read_text() for name in ("whole", "parts")]
-    assert read[0] == read[1]
-    assert (tmp_path / "whole/results.json").read_text() == (tmp_path / "parts/results.json").read_text()
+    assert (whole / "metrics.csv").read_text() == (parts / "metrics.csv").read_text()
+    assert (whole / "results.json").read_text() == (parts / "results.json").read_text()
+
+
+class Unmeasurable(ToyModule):
+    """Cannot evaluate the second image after an epoch."""
+
+    epoch = 0
+
+    def validation_step(self, batch, batch_idx):
+        if (self.current_epoch, batch_idx) == (self.epoch, 1):
+            raise PiipError("no more")
+        super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "changes"),
+    [(0, {}), (1, {"ema_decay": None}), (1, {"accumulate": 2, "eval_every": 2}), (2, {"eval_every": 2})],
+)
+def test_an_evaluation_that_fails_costs_no_epoch(tmp_path, epoch, changes):
+    recipe = toy_recipe(**changes)
+    run(tmp_path / "whole", ToyModule(recipe))
+    for resume in (False, True):  # a second time changes nothing
+        failing = Unmeasurable(recipe)
+        failing.epoch = epoch
+        with pytest.raises(PiipError, match="no more"):
+            run(tmp_path / "parts", failing, resume=resume)
+    assert not failing.seen
+    resumed = run(tmp_path / "parts", ToyModule(recipe), resume=True)
+    assert {epoch for epoch, _ in resumed.seen} == set(range(epoch + 1, 3))
+    assert_same_folders(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_an_evaluation_that_failed_is_repeated_even_if_there_would_be_none_now(tmp_path):
+    with pytest.raises(PiipError, match="no more"):
+        run(tmp_path, Unmeasurable(toy_recipe()))
+    resumed = run(tmp_path, ToyModule(toy_recipe(eval_every=2)), resume=True)
+    assert len(resumed.seen) == 2 * 7  # a step an image, none of the first epoch
+    measured = [
+        row["epoch"] for row in RunFolder(tmp_path).read_metrics() if row.get("val/value") is not None
+    ]
+    assert measured == [1, 2, 3]
 
 
 def test_resuming_at_the_end_of_an_epoch_with_loader_processes(tmp_path):

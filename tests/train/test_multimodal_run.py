@@ -1,6 +1,7 @@
 """Whole runs of a PIIP-LLaVA on made-up pictures: both stages, LoRA, resuming, evaluation, answers, report."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,40 @@ def test_lora_learns_beside_the_language_model_and_is_merged_at_the_end(world, t
 def test_an_interrupted_run_repeats_the_uninterrupted_one(world, second, first, tmp_path, monkeypatch):
     recipe = small(world, model=FROM | {"start": str(first.path)}, data={"val": "pope_val"})
     assert_resumes_exactly(second, recipe, MultimodalModule, 4, tmp_path / "run", monkeypatch)
+
+
+def copied(world, folder):
+    """Return a copy of the data whose images may be damaged."""
+    return Path(shutil.copytree(world / "data", folder / "data"))
+
+
+def test_questions_that_cannot_be_asked_are_left_out(world, first, tmp_path):
+    data = copied(world, tmp_path)
+    (data / "images/val_red_0.png").write_bytes(b"no image")
+    recipe = small(
+        world, model=FROM | {"start": str(first.path)}, data={"folder": str(data), "val": "pope_val"}
+    )
+    recipe = recipe.replace(trainer=recipe.trainer.replace(epochs=1, samples=6))
+    with pytest.warns(UserWarning, match=r"1 of 6 questions are left out of the scores: 1 \(Image") as told:
+        run = run_training(recipe, tmp_path / "run")
+    said = [str(warning.message) for warning in told]
+    assert sum("A sample is not drawn, question 1: Image" in line for line in said) == 1
+    assert run.read_results()["answers"]["questions"] == 5
+    assert len(list(run.samples.iterdir())) == 5
+
+
+def test_conversations_that_cannot_be_used_are_left_out(world, tmp_path):
+    data = copied(world, tmp_path)
+    (data / "images/val_red_0.png").write_bytes(b"no image")
+    samples = json.loads((data / "val.json").read_text())
+    samples[-1]["conversations"][0]["value"] = "word " * 500 + "<image>"
+    (data / "val.json").write_text(json.dumps(samples))
+    recipe = small(world, data={"folder": str(data)}, language={"learn": ["projectors"]})
+    words = "of 6 samples seen, 1 left out, as a cut would leave no answer or half an image; 1 left out, as"
+    with pytest.warns(UserWarning, match=words):
+        run = run_training(recipe, tmp_path / "run")
+    # A space, the letters and an end: one of two red ones and one of two blue ones are gone.
+    assert run.read_results()["answers"]["tokens"] == 2 * (5 + 7 + 6) - 5 - 6
 
 
 def test_the_language_model_is_halved_where_it_is_not_learnt(world, tmp_path):
