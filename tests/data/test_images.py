@@ -53,8 +53,3 @@ def test_broken_files_are_named(tmp_path, picture):
             read(tmp_path / "text.jpg")
         with pytest.raises(ImageFileError, match=r"gone\.jpg does not exist"):
             read(tmp_path / "gone.jpg")
-
-
-def test_a_traceback_shrinks_to_its_sentence():
-    text = "Caught X.\nTraceback:\n  ...\npiip.data.images.ImageFileError: Image a.jpg does not exist.\n"
-    assert str(ImageFileError(text)) == "Image a.jpg does not exist."
