@@ -38,7 +38,7 @@ def check_questions(
             findings.add("error", split, "questions that cannot be asked", f"question {number} {error}")
         else:
             _look_at(found[-1], split, findings)
-    names = list(dict.fromkeys(question.image for question in found))
+    names = list(dict.fromkeys(str(question.image) for question in found))
     folder = image_folder(file, names, images) or file.parent
     return QuestionStatistics(form, len(found), len(names)), [folder / name for name in names]
 

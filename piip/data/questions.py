@@ -24,13 +24,13 @@ class AskedOfImage:
 
     Attributes:
         id: Its number or name.
-        image: Name of the image file.
+        image: The image file, as the entry names it.
         text: The question.
         truth: Whether yes is true (POPE), or what people answered (TextVQA).
     """
 
     id: int | str
-    image: str
+    image: Path
     text: str
     truth: bool | tuple[str, ...]
 
@@ -88,7 +88,7 @@ def parse_question(form: Form, record: Any, number: int) -> AskedOfImage:
 
 def _parsed(form: Form, record: Any, number: int) -> AskedOfImage:
     name = record["image"] if "image" in record else f"{record['image_id']}.jpg"
-    identity, image = record.get("question_id", number), _text(name)
+    identity, image = record.get("question_id", number), Path(_text(name))
     if form == "pope":
         return AskedOfImage(
             identity, image, _text(record["text"]), _LABELS[str(record["label"]).strip().lower()]

@@ -37,9 +37,8 @@ class ChatForm:
         self.image_token = image_token
         self._variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
         self.message: Callable[[str, str], Message] = self._plain_message
-        with contextlib.suppress(
-            ConfigError
-        ):  # some templates fail on plain texts, others show nothing of them
+        # Some templates fail on plain texts, others show nothing of them.
+        with contextlib.suppress(ConfigError):
             if self._shows_answers():
                 return
         self.message = self._message_in_parts

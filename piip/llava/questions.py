@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piip.data.questions import FEWEST_ANSWERS, Form, form_of, parse_question, read_records
+from piip.data.questions import FEWEST_ANSWERS, AskedOfImage, Form, form_of, parse_question, read_records
 from piip.errors import ConfigError, DataError
 from piip.llava.answering import MAX_NEW_TOKENS, Answerer, Turn, as_pictures
 from piip.llava.scoring import exact_match, pope_scores, says_yes, soft_accuracy, vqa_scores
@@ -14,21 +14,8 @@ from piip.llava.scoring import exact_match, pope_scores, says_yes, soft_accuracy
 _NAMED = 3  # questions in a warning
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question about one image, and what is true.
-
-    Attributes:
-        id: Its number or name in the file.
-        image: The image file.
-        text: The question.
-        truth: Whether yes is true (POPE), or what people answered (TextVQA).
-    """
-
-    id: int | str
-    image: Path
-    text: str
-    truth: bool | tuple[str, ...]
+class Question(AskedOfImage):
+    """A question about an image file that is there, and how right an answer to it is."""
 
     def right(self, answer: str) -> float:
         """Return how right an answer is, from 0 to 1; of an only true answer, all or nothing."""
