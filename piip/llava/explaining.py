@@ -93,7 +93,7 @@ def explain(
     with torch.no_grad():
         maps = tower(pixels.to(next(tower.parameters()).dtype))
         parts = [part.float() for part in projector.branch_tokens(maps)]
-    features = sum(parts[1:], start=parts[0]).requires_grad_()
+    features = torch.stack(parts).sum(0).requires_grad_()
     with _plain_attention(model), torch.enable_grad():
         embedded = model.get_input_embeddings()(ids).detach()
         embedded = embedded.masked_scatter(seen[None, :, None], features.to(embedded.dtype))

@@ -1,5 +1,7 @@
 """Where an answer came from."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ pytest.importorskip("transformers")
 from piip.errors import DataError
 from piip.llava import Answerer, PiipLlavaConfig, PiipLlavaForConditionalGeneration, PiipLlavaProcessor, Turn
 from piip.llava.explaining import explain
+from tests.helpers import tiny_branch
 from tests.llava.test_dataset import subwords
 from tests.llava.test_model import ask, batch, picture
 from tests.llava.tiny import SIDE, model, network_config, processor, text_config
@@ -51,6 +54,19 @@ def test_a_branch_that_adds_nothing_has_no_share():
     torch.nn.init.zeros_(projector.fc2[1].bias)
     found = explain(llava, processor(), picture(), ask("a?"), "a cat")
     assert found.shares == (1.0, 0.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_single_branch_has_all():
+    single = dataclasses.replace(
+        network_config(), branches=(tiny_branch(64, SIDE, interaction_indexes=((0, 1),)),)
+    )
+    config = PiipLlavaConfig.of(single, text_config(), 4)
+    torch.manual_seed(0)
+    found = explain(
+        PiipLlavaForConditionalGeneration(config).eval(), processor(), picture(), ask("a?"), "a cat"
+    )
+    assert found.shares == (1.0,)
 
 
 def test_the_model_stays_as_it_was(found):
