@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("piip", deadline=None, derandomize=True)  # no test is timed; every run is the same
+settings.load_profile("piip")
 
 
 def find_shared() -> Path | None:

@@ -5,6 +5,7 @@ import re
 import zlib
 from collections.abc import Mapping
 
+import pytest
 import torch
 from torch import nn
 
@@ -13,6 +14,15 @@ from piip.convert.detector import head_names
 from piip.convert.dino import dino_name
 from piip.convert.names import network_name, split_branch
 from piip.network import PIIP
+
+ONEDNN_DTYPES = {torch.float32}
+"""What oneDNN multiplies on this processor."""
+if hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    ONEDNN_DTYPES.add(torch.bfloat16)
+
+needs_bfloat16 = pytest.mark.skipif(
+    torch.bfloat16 not in ONEDNN_DTYPES, reason="oneDNN multiplies no bfloat16 on this processor"
+)
 
 TINY_INTERACTION = InteractionConfig(num_heads=4, drop_path_rate=0.1)
 

@@ -25,7 +25,7 @@ from tests.helpers import (
 NETWORK = tiny_network()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(height=st.integers(20, 260), width=st.integers(20, 260))
 def test_maps_cover_any_image(height, width):
     with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import nn
 from piip import ops
 from piip.ops import linear
 from piip.recomputing import CheapRecomputation, Recipe, _restore, announce_kept, cast, scaled
-from tests.helpers import tiny_network
+from tests.helpers import ONEDNN_DTYPES, needs_bfloat16, tiny_network
 
 
 class Kept:
@@ -102,12 +102,12 @@ class Pyramid(nn.Module):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize(
+    ("autocast", "onednn"),
+    [(False, False), (False, True), (True, False), pytest.param(True, True, marks=needs_bfloat16)],
+)
 def test_maps_casts_and_scaled_weights(monkeypatch, layout, autocast, onednn):
-    monkeypatch.setattr(
-        ops.onednn, "better_dtypes", lambda: {torch.float32, torch.bfloat16} if onednn else set()
-    )
+    monkeypatch.setattr(ops.onednn, "better_dtypes", lambda: ONEDNN_DTYPES if onednn else set())
     monkeypatch.setattr(ops.onednn, "FEWEST_MACS", 1)
     torch.manual_seed(0)
     module = Pyramid()

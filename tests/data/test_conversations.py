@@ -71,7 +71,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(VALUES, max_size=6), st.integers(1, 40), st.booleans(), st.sampled_from([None, 1]))
 def test_streams_say_what_json_says(tmp_path_factory, values, chunk, escaped, indent):
     path = tmp_path_factory.getbasetemp() / "stream.json"

@@ -20,7 +20,7 @@ def epoch_of(lengths, groups, batch_size=4, epoch=0, start=0, **options):
     return [[index for _, index in batch] for batch in batches]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SAMPLES, st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
 def test_steps_are_of_one_group_and_nothing_is_left_out(samples, batch_size, world_size, epoch):
     lengths, groups = (np.array(column) for column in zip(*samples, strict=True))

@@ -33,7 +33,7 @@ def test_masks_of_every_form_agree():
         np.testing.assert_array_equal(mask, expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.floats(-5, 45), min_size=6, max_size=14), min_size=1, max_size=3))
 def test_polygons_equal_pycocotools(polygons):
     polygons = [polygon[: len(polygon) // 2 * 2] for polygon in polygons]

@@ -44,7 +44,7 @@ def _reference(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 SIDE = st.integers(1, 23)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIDE, SIDE, SIDE, SIDE, st.integers(0, 2**31))
 def test_exact_resize_is_the_written_scheme(height, width, new_height, new_width, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)

@@ -9,7 +9,7 @@ from piip.errors import ConfigError
 GROUPS = st.lists(st.integers(0, 1), min_size=1, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(GROUPS, st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
 def test_every_process_makes_equal_pure_batches(groups, batch_size, world_size, epoch):
     groups = np.array(groups)
@@ -28,7 +28,7 @@ def test_every_process_makes_equal_pure_batches(groups, batch_size, world_size, 
     assert {index for part in everything for index in part} == set(range(len(groups)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(GROUPS, st.integers(1, 5), st.integers(1, 4))
 def test_without_shuffle_every_image_comes_once(groups, batch_size, world_size):
     samplers = [

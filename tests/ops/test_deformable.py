@@ -35,7 +35,7 @@ def sample_naively(value, grids, locations, weights):
     return output.flatten(2)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     grids=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), min_size=1, max_size=3),
     heads=st.integers(1, 3),

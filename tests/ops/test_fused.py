@@ -22,7 +22,7 @@ def test_any_head_width(width):
     assert_same([(5, 7)], inputs([(5, 7)], width=width), 2e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     grids=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6)), min_size=1, max_size=4),
     batch=st.integers(1, 3),

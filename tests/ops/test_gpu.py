@@ -37,7 +37,7 @@ def test_half_precision_is_computed_in_float32(triton_device, dtype, tolerance, 
     assert_same(grids, inputs(grids, width=width, dtype=dtype, device=triton_device), tolerance)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     grids=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6)), min_size=1, max_size=4),
     batch=st.integers(1, 2),

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from piip.ops import onednn, use_linear
 from piip.ops.onednn import Linear, LinearGELU, linear
-from tests.helpers import relative_error
+from tests.helpers import ONEDNN_DTYPES, needs_bfloat16, relative_error
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def always_onednn(monkeypatch):
     """As on a machine where it pays, for any size."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(onednn, "better_dtypes", lambda: {torch.float32, torch.bfloat16})
+    monkeypatch.setattr(onednn, "better_dtypes", lambda: ONEDNN_DTYPES)
     monkeypatch.setattr(onednn, "FEWEST_MACS", 1)
 
 
@@ -96,6 +96,7 @@ def test_a_layer_keeps_its_name_and_tensors_and_foreign_kinds_stay():
     assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == before
 
 
+@needs_bfloat16
 def test_bfloat16_is_rounded_once(calls):
     x, weight, bias = (tensor.bfloat16().detach().requires_grad_() for tensor in inputs(6, 50))
     exact = [tensor.double().detach().requires_grad_() for tensor in (x, weight, bias)]
@@ -109,7 +110,7 @@ def test_bfloat16_is_rounded_once(calls):
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
 def test_gelu_in_the_same_pass(approximate, dtype):
     layer = LinearGELU(5, 7, dtype=dtype)
     layer.approximate = approximate
@@ -121,6 +122,7 @@ def test_gelu_in_the_same_pass(approximate, dtype):
     assert torch.equal(layer(x), plain), "with gradients it is torch's"
 
 
+@needs_bfloat16
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_autocast_multiplies_in_its_dtype_and_keeps_no_copy_of_the_weight(kind, calls):
     x, weight, bias = inputs(4, 5)

@@ -38,7 +38,7 @@ def by_image(entries: list[dict]) -> dict[int, list[dict]]:
     return images
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 100]))
 def test_equal_to_pycocotools(seed, limit):
     truth, found = crowded(seed)
