@@ -27,11 +27,11 @@ def test_any_head_width(width):
     grids=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6)), min_size=1, max_size=4),
     batch=st.integers(1, 3),
     heads=st.integers(1, 4),
-    points=st.sampled_from([1, 3, 4]),
     shared=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_any_grids_levels_and_references(grids, batch, heads, points, shared, seed):
+def test_any_grids_levels_and_references(grids, batch, heads, shared, seed):
+    points = 4 // len(grids)  # in all there are 4 or 3, so that two kernels are compiled
     references = 1 if shared else batch
     sizes = {"batch": batch, "heads": heads, "points": points, "references": references, "seed": seed}
     assert_same(grids, inputs(grids, width=3, dtype=torch.float64, **sizes), 1e-12)
