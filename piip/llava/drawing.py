@@ -1,12 +1,12 @@
 """An answer drawn beside the image that it is about."""
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
 from piip.data.images import open_picture
 from piip.errors import require
 from piip.files import atomic_write
+from piip.llava.explaining import wrap
 from piip.llava.questions import Question
 
 _INK, _RIGHT, _WRONG = "#1c2430", "#2c7a4b", "#b3352f"
@@ -47,8 +47,7 @@ def draw_answer(question: Question, answer: str, path: Path) -> None:
 
 def _write(axes: Any, place: float, heading: str, text: str, colour: str) -> float:
     """Write a paragraph and return where the next one begins."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text)  # models write anything
-    lines = textwrap.wrap(shown, _LETTERS, max_lines=6, placeholder=" ...") or [""]
+    lines = wrap(text, _LETTERS, max_lines=6) or [""]
     options = {"transform": axes.transAxes, "va": "top", "parse_math": False}
     axes.text(0, place, heading, color="#6a7380", fontsize=9, **options)
     axes.text(0, place - 0.055, "\n".join(lines), color=colour, fontsize=12, **options)

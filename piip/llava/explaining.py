@@ -1,5 +1,6 @@
 """Where in the image an answer came from: the language model's attention, and what every branch contributed."""
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Explanation:
         names = [f"branch {number}: {100 * share:.0f} %" for number, share in enumerate(self.shares, start=1)]
         panels = [("", None), ("attention", self.attention), *zip(names, self.branches, strict=True)]
         figure = figures.Figure(figsize=(4 * len(panels), 4.6), layout="constrained")
-        figure.suptitle(self.answer, parse_math=False)
+        figure.suptitle("\n".join(wrap(self.answer, 32 * len(panels), max_lines=3)), parse_math=False)
         for place, (name, heat) in zip(figure.subplots(1, len(panels)), panels, strict=True):
             height, width = self.image.shape[:2]
             place.imshow(self.image, extent=(0, width, height, 0))
@@ -157,3 +158,9 @@ def _as_picture(pixels: Tensor, image_processor: Any) -> NDArray[np.float32]:
         for values in (image_processor.image_mean, image_processor.image_std)
     )
     return (pixels.float() * std + mean).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+
+
+def wrap(text: str, letters: int, max_lines: int) -> list[str]:
+    """Return a text in lines of so many letters at most; what does not fit becomes dots."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)  # models write anything
+    return textwrap.wrap(shown, letters, max_lines=max_lines, placeholder=" ...")

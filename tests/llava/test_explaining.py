@@ -84,6 +84,16 @@ def test_it_is_drawn(found, tmp_path):
     assert width > 3 * height
 
 
+def test_a_long_answer_stays_inside_the_picture(found, tmp_path):
+    dataclasses.replace(found, answer="A cat and a dog. \N{REPLACEMENT CHARACTER}" * 90).plot(
+        tmp_path / "found.png"
+    )
+    with Image.open(tmp_path / "found.png") as drawn:
+        lines = np.asarray(drawn.convert("L"))[:60]
+    assert lines.min() < 128
+    assert lines[:, [*range(10), *range(-10, 0)]].min() == 255
+
+
 @pytest.mark.parametrize(("images", "answer"), [(0, "a"), (2, "a"), (1, "")])
 def test_one_image_and_one_answer(images, answer):
     with pytest.raises(DataError, match="exactly one image"):
