@@ -49,7 +49,7 @@ class Explanation:
         names = [f"branch {number}: {100 * share:.0f} %" for number, share in enumerate(self.shares, start=1)]
         panels = [("", None), ("attention", self.attention), *zip(names, self.branches, strict=True)]
         figure = figures.Figure(figsize=(4 * len(panels), 4.6), layout="constrained")
-        figure.suptitle("\n".join(wrap(self.answer, 32 * len(panels), max_lines=3)), parse_math=False)
+        figure.suptitle("\n".join(wrap(self.answer, 26 * len(panels), max_lines=3)), parse_math=False)
         for place, (name, heat) in zip(figure.subplots(1, len(panels)), panels, strict=True):
             height, width = self.image.shape[:2]
             place.imshow(self.image, extent=(0, width, height, 0))
