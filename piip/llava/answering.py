@@ -15,7 +15,7 @@ from piip.data.conversations import IMAGE_MARK
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.hub import find_folder, is_llava
 from piip.llava.explaining import Explanation, explain
-from piip.llava.loading import in_bits, load_model, load_processor
+from piip.llava.loading import fast_dtype, in_bits, load_model, load_processor
 from piip.llava.messages import ChatForm, begun, count_added
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 from piip.llava.processing import PiipLlavaProcessor
@@ -82,7 +82,9 @@ class Answerer:
             device: Where it runs; ``auto`` takes a GPU if there is one.
             revision: Branch, tag or commit of the repository on the Hub.
             bits: 8 or 4 to load the language model quantised by bitsandbytes.
-            options: Further arguments of transformers' ``from_pretrained``, such as ``attn_implementation``.
+            options: Further arguments of transformers' ``from_pretrained``, such as ``attn_implementation`` or
+                ``dtype``; without that it is the dtype in which the model was saved, or float32 on CPUs that
+                cannot calculate with that one, if memory suffices.
 
         Raises:
             CheckpointError: There is no PIIP-LLaVA, it is damaged, or its processor is missing.
@@ -92,7 +94,11 @@ class Answerer:
         folder = find_folder(source, revision)
         if not is_llava(folder):
             raise CheckpointError(f"{folder} holds no PIIP-LLaVA; give the folder of a saved one.")
-        options = {"dtype": "auto", "device_map": {"": choose_device(device)}} | options
+        place = choose_device(device)
+        options = {
+            "dtype": fast_dtype(folder, place) if bits is None else "auto",
+            "device_map": {"": place},
+        } | options
         if bits is not None:
             options["quantization_config"] = in_bits(bits)
         return cls(load_model(folder, options), load_processor(folder))

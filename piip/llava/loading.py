@@ -1,9 +1,11 @@
 """Saving a PIIP-LLaVA and loading it; where transformers warns or raises many things, one sentence complains."""
 
+import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import psutil
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
@@ -11,6 +13,9 @@ from piip.errors import CheckpointError, ConfigError, require
 from piip.hub import replacing_model
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 from piip.llava.processing import PiipLlavaProcessor
+from piip.ops.onednn import has_arithmetic
+
+_SHARE_OF_MEMORY = 0.8  # that weights may fill
 
 
 def save_llava(model: PiipLlavaForConditionalGeneration, processor: PiipLlavaProcessor, folder: Path) -> None:
@@ -51,6 +56,23 @@ def load_model(folder: Path, options: dict[str, Any]) -> PiipLlavaForConditional
             )
     assert isinstance(model, PiipLlavaForConditionalGeneration)
     return model
+
+
+def fast_dtype(folder: Path, device: torch.device) -> torch.dtype | Literal["auto"]:
+    """Return the dtype in which a folder's model is fast on a device.
+
+    It is the one in which it was saved ("auto"), but float32 on CPUs without arithmetic in that one, where it would
+    take five times as long or more; unless memory is too small for that.
+    """
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        saved = getattr(torch, str(settings.get("dtype")), torch.float32)
+    except (OSError, ValueError, AttributeError):  # for transformers to complain about
+        return "auto"
+    if device.type != "cpu" or "quantization_config" in settings or has_arithmetic(saved):
+        return "auto"
+    needed = 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return torch.float32 if needed < _SHARE_OF_MEMORY * psutil.virtual_memory().available else "auto"
 
 
 def in_bits(bits: int) -> BitsAndBytesConfig:

@@ -75,8 +75,21 @@ def better_dtypes() -> frozenset[torch.dtype]:
     """Return the dtypes of matrices that are multiplied faster by oneDNN than by torch, on this machine."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return frozenset()
-    dtypes = [torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []
+    dtypes = [torch.bfloat16] if has_arithmetic(torch.bfloat16) else []
     return frozenset([*dtypes, torch.float32] if _mkl_is_held_back() else dtypes)
+
+
+@functools.cache
+def has_arithmetic(dtype: torch.dtype) -> bool:
+    """Return whether this processor multiplies matrices of a dtype by instructions of their own, fast."""
+    supports = {
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+        torch.float16: "_is_mkldnn_fp16_supported",
+    }
+    if dtype not in supports:
+        return True
+    asked = getattr(torch.ops.mkldnn, supports[dtype], None)
+    return torch.backends.mkldnn.is_available() and asked is not None and bool(asked())
 
 
 def _mkl_is_held_back() -> bool:

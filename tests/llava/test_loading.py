@@ -1,5 +1,7 @@
 """Saved PIIP-LLaVAs come back with the options of transformers, and complain of the right thing."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,12 +11,12 @@ import transformers
 
 from piip.config import MergingConfig
 from piip.errors import CheckpointError
-from piip.llava import PiipLlavaModel
-from piip.llava.loading import load_model
+from piip.llava import Answerer, PiipLlavaModel, loading
+from piip.llava.loading import fast_dtype, load_model
 from piip.network import PIIP
 from tests.helpers import fill, hierarchical_config, rotary_config, tiny_config
 from tests.llava.test_model import ask, batch, picture
-from tests.llava.tiny import model, save
+from tests.llava.tiny import model, processor, save
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +96,28 @@ def test_weights_of_any_tower_may_be_brought_when_needed(tower):
         assert all(parameter.is_meta for parameter in network.parameters())
         for found, whole in zip(network(image), expected, strict=True):
             torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "memory", "device", "expected"),
+    [
+        (False, 2**40, "cpu", torch.float32),
+        (False, 2**10, "cpu", "auto"),
+        (True, 2**40, "cpu", "auto"),
+        (False, 2**40, "cuda", "auto"),
+    ],
+)
+def test_half_precision_is_left_where_it_would_be_slow(
+    tmp_path, monkeypatch, arithmetic, memory, device, expected
+):
+    model().half().save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "has_arithmetic", lambda dtype: arithmetic or dtype == torch.float32)
+    monkeypatch.setattr(loading.psutil, "virtual_memory", lambda: SimpleNamespace(available=memory))
+    assert fast_dtype(tmp_path, torch.device(device)) == expected
+    if device == "cpu":
+        kept = torch.float16 if expected == "auto" else expected
+        assert Answerer.load(tmp_path, "cpu").model.dtype == kept
+        assert Answerer.load(tmp_path, "cpu", dtype=torch.bfloat16).model.dtype == torch.bfloat16
+        model().save_pretrained(tmp_path)
+        assert fast_dtype(tmp_path, torch.device(device)) == "auto"

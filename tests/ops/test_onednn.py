@@ -149,6 +149,11 @@ def test_autocast_multiplies_in_its_dtype_and_keeps_no_copy_of_the_weight(kind, 
         assert relative_error(gradient.float(), tensor.grad.float()) < 2**-6
 
 
+def test_which_dtypes_are_fast():
+    assert onednn.has_arithmetic(torch.float32)
+    assert onednn.has_arithmetic(torch.bfloat16) == (torch.bfloat16 in ONEDNN_DTYPES)
+
+
 def test_other_dtypes_go_to_torch(calls):
     x, weight, bias = inputs(4, 5)
     linear(x.double(), weight.double(), bias.double())
