@@ -13,7 +13,7 @@ from piip.errors import CheckpointError, ConfigError, require
 from piip.hub import replacing_model
 from piip.llava.modeling import PiipLlavaForConditionalGeneration
 from piip.llava.processing import PiipLlavaProcessor
-from piip.ops.onednn import has_arithmetic
+from piip.ops import has_arithmetic
 
 _SHARE_OF_MEMORY = 0.8  # that weights may fill
 

@@ -2,7 +2,7 @@
 
 from piip.ops.deformable import at_least_float32, deformable_attention, in_float32, use_implementation
 from piip.ops.folding import gated_linear, scale_outputs
-from piip.ops.onednn import LinearGELU, as_autocast, linear, use_linear
+from piip.ops.onednn import LinearGELU, as_autocast, has_arithmetic, linear, use_linear
 from piip.ops.upsampling import split_cells, split_into_map
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "at_least_float32",
     "deformable_attention",
     "gated_linear",
+    "has_arithmetic",
     "in_float32",
     "linear",
     "scale_outputs",

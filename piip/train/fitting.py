@@ -13,6 +13,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from piip.errors import CheckpointError, ConfigError, PiipError
+from piip.ops import has_arithmetic
 from piip.train.checkpoints import AtomicCheckpointIO, Checkpoints, MovingAverage
 from piip.train.folder import RunFolder
 from piip.train.logs import CsvLogger, StepLog, tensorboard_logger
@@ -72,7 +73,7 @@ def build_trainer(recipe: TrainRecipe, folder: RunFolder, *, resume: bool = Fals
     if settings.ema_decay is not None:
         callbacks.insert(0, MovingAverage(settings.ema_decay))
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             default_root_dir=folder.path,
             max_epochs=settings.epochs,
             accelerator=settings.accelerator,
@@ -97,6 +98,18 @@ def build_trainer(recipe: TrainRecipe, folder: RunFolder, *, resume: bool = Fals
             f"The hardware of the recipe is not there (accelerator {settings.accelerator}, devices "
             f"{settings.devices}): {_first_sentence(error)} Use --trainer.accelerator auto --trainer.devices 1."
         ) from error
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if (
+        settings.precision == "bf16"
+        and on_cpu
+        and trainer.is_global_zero
+        and not has_arithmetic(torch.bfloat16)
+    ):
+        warnings.warn(
+            "This CPU has no arithmetic in bfloat16; with trainer.precision 32 a step takes less time.",
+            stacklevel=2,
+        )
+    return trainer
 
 
 def _strategy(settings: TrainerRecipe) -> str | Strategy:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from piip.errors import CheckpointError, ConfigError, PiipError
+from piip.train import fitting
 from piip.train.checkpoints import AtomicCheckpointIO, MovingAverage, model_weights
 from piip.train.fitting import build_trainer, fit
 from piip.train.folder import RunFolder
@@ -218,6 +219,15 @@ def test_bf16_trains_close_to_float32(tmp_path):
         rows.append([row["train/loss"] for row in folder.read_metrics()])
     assert rows[0] != rows[1]
     assert rows[0] == pytest.approx(rows[1], rel=0.05)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_slow_bfloat16_is_announced(tmp_path, monkeypatch, recwarn, known, precision):
+    monkeypatch.setattr(fitting, "has_arithmetic", lambda dtype: known)
+    build_trainer(toy_recipe(precision=precision), RunFolder(tmp_path))
+    told = [str(warning.message) for warning in recwarn if "arithmetic" in str(warning.message)]
+    assert len(told) == (precision == "bf16" and not known)
 
 
 @pytest.mark.parametrize(("processes", "device"), [(2, "cuda"), (1, "cuda"), (2, "cpu")])
