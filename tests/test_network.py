@@ -220,8 +220,10 @@ def test_frozen_branches_stay_as_they_are():
     assert network.train().frozen == {1, 3}
 
 
-@pytest.mark.parametrize("config", [tiny_config(), hierarchical_config(), rotary_config()])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("config", "training"),
+    [(tiny_config(), False), (tiny_config(), True), (hierarchical_config(), True), (rotary_config(), True)],
+)
 def test_compiles_without_graph_breaks(config, training):
     network = fill(PIIP(without_drop_path(config))).train(training)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=False)

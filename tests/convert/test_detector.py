@@ -8,6 +8,7 @@ from torch import nn
 
 from piip.convert.detector import detector_state_dict
 from piip.errors import CheckpointError
+from piip.meta import on_meta
 from piip.tasks.detection import RCNN, CascadeRCNNConfig, RCNNConfig, new_detector
 from tests.helpers import official_heads
 
@@ -20,7 +21,7 @@ def test_released_checkpoints_fit_one_to_one(shared):
     shapes = released_shapes(shared)
     official = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     config = RCNNConfig(classes=tuple(f"class {i}" for i in range(80)), in_channels=(1024,) * 4)
-    with torch.device("meta"):
+    with on_meta():
         model = RCNN(config, nn.Identity())
     ours = detector_state_dict(official)
     assert len(ours) == 42
@@ -49,7 +50,7 @@ def test_round_trip(kind, masks):
 
 def test_every_unknown_and_missing_tensor_is_listed():
     config = RCNNConfig(classes=("a",), in_channels=(4,) * 4, fpn_channels=4, mask_channels=4)
-    with torch.device("meta"):
+    with on_meta():
         official = official_heads(RCNN(config, nn.Identity()).state_dict())
     del official["rpn_head.rpn_cls.bias"]
     official["roi_head.bbox_head.0.fc_cls.weight"] = torch.zeros(1)
@@ -61,7 +62,7 @@ def test_every_unknown_and_missing_tensor_is_listed():
 
 def test_names_of_a_cascade():
     config = CascadeRCNNConfig(classes=("a", "b"), in_channels=(4,) * 4, fpn_channels=4, mask_channels=4)
-    with torch.device("meta"):
+    with on_meta():
         official = official_heads(new_detector(config, nn.Identity()).state_dict())
     assert len(official) == 22 + 3 * (8 + 12)
     assert official["roi_head.bbox_head.2.fc_reg.weight"].shape == (4, 1024)  # one box for all classes

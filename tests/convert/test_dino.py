@@ -3,11 +3,11 @@
 import json
 
 import pytest
-import torch
 from torch import nn
 
 from piip.convert.dino import dino_name
 from piip.errors import CheckpointError
+from piip.meta import on_meta
 from piip.tasks.detection import DINO, DINOConfig
 from tests.helpers import official_dino
 
@@ -18,14 +18,14 @@ def test_every_released_key_has_its_place(shared):
     table = {key: shape for key, shape in table.items() if not key.startswith("backbone.")}
     channels = table["neck.convs.0.conv.weight"][1]
     config = DINOConfig(tuple(f"class {i}" for i in range(80)), (channels,) * 3)
-    with torch.device("meta"):
+    with on_meta():
         model = DINO(config, nn.Identity())
     ours = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     assert {dino_name(key): shape for key, shape in table.items()} == ours
 
 
 def test_all_of_ours_have_a_name_of_theirs():
-    with torch.device("meta"):
+    with on_meta():
         state = DINO(DINOConfig(("cat",), (8,) * 3), nn.Identity()).state_dict()
     assert len(official_dino(state)) == len(state) == 309
 

@@ -12,6 +12,7 @@ import transformers
 from piip.config import BranchConfig, MergingConfig, PIIPConfig
 from piip.errors import ConfigError
 from piip.llava import PiipLlavaConfig, PiipLlavaForConditionalGeneration, PiipLlavaProcessor
+from piip.meta import on_meta
 from piip.presets import get_config, list_models
 from tests.helpers import TINY_INTERACTION, rotary_config, tiny_branch, tiny_config
 from tests.llava.tiny import SIDE, model, network_config, processor, text_config, tokenizer
@@ -196,7 +197,7 @@ def test_published_towers_fit_a_language_model(name):
     """Built without memory for their weights, before a Llama of 7B's width."""
     text = transformers.LlamaConfig(num_hidden_layers=1, vocab_size=32064)
     settings = PiipLlavaConfig.of(get_config(name), text, 32000)
-    with torch.device("meta"):
+    with on_meta():
         llava = PiipLlavaForConditionalGeneration(settings)
         side = settings.vision.network_config().image_size
         features = llava.get_image_features(torch.empty(1, 3, side, side)).pooler_output[0]

@@ -4,6 +4,7 @@ import torch
 from piip.errors import CheckpointError, ConfigError
 from piip.factory import create_model
 from piip.hub import save_pretrained
+from piip.meta import on_meta
 from piip.tasks.detection import RCNN
 from piip.train.building import build_model, build_network
 from piip.train.recipe import DataRecipe, ModelRecipe, TrainerRecipe, TrainRecipe
@@ -22,7 +23,7 @@ def test_a_published_model_and_timm_names_build():
     assert detector.training
     names = ("test_vit", "test_vit")
     changes = {"num_interactions": 2, "patch_size": 16}
-    with torch.device("meta"):
+    with on_meta():
         network = build_network(ModelRecipe(branches=names, sizes=(128, 64), changes=changes))
     assert network.config.num_interactions == 2
 

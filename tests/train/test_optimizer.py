@@ -7,6 +7,7 @@ from torch import nn
 from piip.config import BranchConfig, PIIPConfig, even_ranges
 from piip.convert.configs import network_config
 from piip.errors import ConfigError
+from piip.meta import on_meta
 from piip.network import PIIP, build_on_meta
 from piip.train.optimizer import build_optimizer, find_network, layer_decay_groups
 from piip.train.settings import OptimizerConfig
@@ -107,7 +108,7 @@ def test_strides_default_to_the_ratio_of_depths():
 def test_convnext_branches_learn_at_the_full_rate():
     convnext = BranchConfig("convnext_femto", 96, ((0, 4), (5, 14)))
     vit = BranchConfig("vit_tiny_patch16_224", 64, even_ranges(4, 2), options=tiny(4))
-    with torch.device("meta"):
+    with on_meta():
         model = PIIP(PIIPConfig((vit, convnext), size_divisor=1))
     for group in layer_decay_groups(model, 1.0, 0.1, 4, 0.5, [1.0]):
         for name in group["param_names"]:

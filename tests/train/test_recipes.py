@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from torch.overrides import TorchFunctionMode
 
 from piip.cli.demo import RECIPE
+from piip.meta import on_meta
 from piip.presets import list_models
 from piip.tasks.detection import DINO, CascadeRCNN
 from piip.train.building import build_network
@@ -33,19 +32,9 @@ RUNS = sorted(
 CLASSES = ("cat", "dog")
 
 
-class SkipInitialisation(TorchFunctionMode):
-    """Leaves tensors of the meta device as they are: filling them costs time and changes nothing."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        if name.endswith("_") and not name.startswith("_") and args and getattr(args[0], "is_meta", False):
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
 def build(path: Path):
     recipe = load_recipe(path, {"model.pretrained": False})
-    with torch.device("meta"), SkipInitialisation():
+    with on_meta():
         return recipe, task_of(recipe).new_model(build_network(recipe.model), recipe, CLASSES)
 
 

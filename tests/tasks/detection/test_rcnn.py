@@ -11,6 +11,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from piip.data.geometry import ImageMeta
 from piip.errors import ConfigError, DataError
+from piip.meta import on_meta
 from piip.tasks.detection import RCNN, RCNNConfig
 from tests.tasks.detection.toy import CHANNELS, SMALL, TinyBackbone, assert_sees_the_scene, learn, scene
 
@@ -129,7 +130,7 @@ def test_initial_values():
 
 
 def test_builds_on_the_meta_device():
-    with torch.device("meta"):
+    with on_meta():
         model = RCNN(config(), TinyBackbone())
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert not list(model.buffers())

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from piip.convert.segmenter import segmenter_name, segmenter_state_dict
+from piip.meta import on_meta
 from piip.tasks.segmentation import Segmenter, SegmenterConfig
 from piip.tasks.segmentation.inference import resize_logits
 from tests.helpers import relative_error
@@ -118,7 +119,7 @@ def test_every_tensor_of_the_released_heads_has_its_place(shared):
     released = next(table for name, table in keys.items() if "upernet" in name.lower())
     released = {k: v for k, v in released.items() if k.startswith(("decode_head.", "auxiliary_head."))}
     classes = tuple(map(str, range(150)))
-    with torch.device("meta"):
+    with on_meta():
         model = Segmenter(SegmenterConfig(classes, (3200,) * 4, channels=1536), nn.Identity())
     ours = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     assert {segmenter_name(name): list(shape) for name, shape in released.items()} == ours
