@@ -25,6 +25,10 @@ from tests.helpers import (
 NETWORK = tiny_network()
 
 
+def two_branches():
+    return tiny_config(branches=(tiny_branch(64, 64), tiny_branch(32, 128)))
+
+
 @settings(max_examples=25)
 @given(height=st.integers(20, 260), width=st.integers(20, 260))
 def test_maps_cover_any_image(height, width):
@@ -222,7 +226,7 @@ def test_frozen_branches_stay_as_they_are():
 
 @pytest.mark.parametrize(
     ("config", "training"),
-    [(tiny_config(), False), (tiny_config(), True), (hierarchical_config(), True), (rotary_config(), True)],
+    [(two_branches(), False), (tiny_config(), True), (hierarchical_config(), True), (rotary_config(), True)],
 )
 def test_compiles_without_graph_breaks(config, training):
     network = fill(PIIP(without_drop_path(config))).train(training)
@@ -240,7 +244,7 @@ def test_compiles_without_graph_breaks(config, training):
 
 
 def test_one_dynamic_graph_serves_all_sizes():
-    network = fill(PIIP(tiny_config(branches=(tiny_branch(64, 64), tiny_branch(32, 128))))).eval()
+    network = fill(PIIP(two_branches())).eval()
     counter = CompileCounter()
     compiled = torch.compile(network, backend=counter, fullgraph=True, dynamic=True)
     for height, width in ((128, 160), (160, 128), (192, 224), (150, 200), (256, 160)):

@@ -10,7 +10,7 @@ from torch import nn
 from piip import ops
 from piip.ops import linear
 from piip.recomputing import CheapRecomputation, Recipe, _restore, announce_kept, cast, scaled
-from tests.helpers import ONEDNN_DTYPES, needs_bfloat16, tiny_network
+from tests.helpers import ONEDNN_DTYPES, needs_bfloat16, tiny_branch, tiny_network
 
 
 class Kept:
@@ -170,7 +170,7 @@ def test_nothing_happens_without_gradients():
 
 def test_compilers_see_the_plain_network():
     """They choose by themselves what to compute again; hooks would break their graphs."""
-    network = tiny_network().train()
+    network = tiny_network(branches=(tiny_branch(64, 64), tiny_branch(32, 128))).train()
     network.set_grad_checkpointing("light")
     graphs = []
 

@@ -45,6 +45,7 @@ def fit(
     checkpoint = str(folder.last) if resume and folder.last.exists() else None
     with quiet():
         trainer = build_trainer(module.recipe, folder, resume=checkpoint is not None)
+        _warn_of_slow_arithmetic(trainer)
         try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
         except SystemExit as end:  # Lightning leaves this way after Ctrl-C
@@ -73,7 +74,7 @@ def build_trainer(recipe: TrainRecipe, folder: RunFolder, *, resume: bool = Fals
     if settings.ema_decay is not None:
         callbacks.insert(0, MovingAverage(settings.ema_decay))
     try:
-        trainer = L.Trainer(
+        return L.Trainer(
             default_root_dir=folder.path,
             max_epochs=settings.epochs,
             accelerator=settings.accelerator,
@@ -98,18 +99,15 @@ def build_trainer(recipe: TrainRecipe, folder: RunFolder, *, resume: bool = Fals
             f"The hardware of the recipe is not there (accelerator {settings.accelerator}, devices "
             f"{settings.devices}): {_first_sentence(error)} Use --trainer.accelerator auto --trainer.devices 1."
         ) from error
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    if (
-        settings.precision == "bf16"
-        and on_cpu
-        and trainer.is_global_zero
-        and not has_arithmetic(torch.bfloat16)
-    ):
+
+
+def _warn_of_slow_arithmetic(trainer: L.Trainer) -> None:
+    halved = trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu"
+    if halved and trainer.is_global_zero and not has_arithmetic(torch.bfloat16):
         warnings.warn(
-            "This CPU has no arithmetic in bfloat16; with trainer.precision 32 a step takes less time.",
-            stacklevel=2,
+            "This CPU has no arithmetic in bfloat16; steps with trainer.precision 32 are faster.",
+            stacklevel=3,
         )
-    return trainer
 
 
 def _strategy(settings: TrainerRecipe) -> str | Strategy:

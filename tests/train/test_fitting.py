@@ -223,9 +223,11 @@ def test_bf16_trains_close_to_float32(tmp_path):
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_slow_bfloat16_is_announced(tmp_path, monkeypatch, recwarn, known, precision):
+def test_slow_bfloat16_is_announced_once(tmp_path, monkeypatch, recwarn, known, precision):
     monkeypatch.setattr(fitting, "has_arithmetic", lambda dtype: known)
-    build_trainer(toy_recipe(precision=precision), RunFolder(tmp_path))
+    recipe = toy_recipe(epochs=1, precision=precision)
+    build_trainer(recipe, RunFolder(tmp_path))
+    fit(ToyModule(recipe), ToyData(), RunFolder(tmp_path))
     told = [str(warning.message) for warning in recwarn if "arithmetic" in str(warning.message)]
     assert len(told) == (precision == "bf16" and not known)
 
