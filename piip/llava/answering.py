@@ -95,12 +95,10 @@ class Answerer:
         if not is_llava(folder):
             raise CheckpointError(f"{folder} holds no PIIP-LLaVA; give the folder of a saved one.")
         place = choose_device(device)
-        options = {
-            "dtype": fast_dtype(folder, place) if bits is None else "auto",
-            "device_map": {"": place},
-        } | options
         if bits is not None:
             options["quantization_config"] = in_bits(bits)
+        dtype = "auto" if "quantization_config" in options else fast_dtype(folder, place)
+        options = {"dtype": dtype, "device_map": {"": place}} | options
         return cls(load_model(folder, options), load_processor(folder))
 
     def answer(
