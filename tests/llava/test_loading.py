@@ -11,7 +11,7 @@ import transformers
 
 from piip.config import MergingConfig
 from piip.errors import CheckpointError
-from piip.llava import Answerer, PiipLlavaModel, loading
+from piip.llava import Answerer, PiipLlavaModel, answering, loading
 from piip.llava.loading import fast_dtype, load_model
 from piip.network import PIIP
 from tests.helpers import fill, hierarchical_config, rotary_config, tiny_config
@@ -121,3 +121,14 @@ def test_half_precision_is_left_where_it_would_be_slow(
         assert Answerer.load(tmp_path, "cpu", dtype=torch.bfloat16).model.dtype == torch.bfloat16
         model().save_pretrained(tmp_path)
         assert fast_dtype(tmp_path, torch.device(device)) == "auto"
+
+
+def test_settings_of_fewer_bits_leave_the_dtype(tmp_path, monkeypatch):
+    model().half().save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "has_arithmetic", lambda dtype: False)
+    given = []
+    monkeypatch.setattr(answering, "load_model", lambda folder, options: (given.append(options), model())[1])
+    for options in ({"quantization_config": object()}, {}):
+        Answerer.load(tmp_path, "cpu", **options)
+    assert [options["dtype"] for options in given] == ["auto", torch.float32]
